@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The one allocator. A 64-byte header before each block keeps its size for the counters. */
+#include "base/mem.h"
+
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { HEADER = 64 };
+
+static atomic_size_t bytes_now, bytes_peak;
+static atomic_uint_fast64_t n_allocs, fail_at;
+static atomic_bool fail_sticky;
+
+size_t cr_mem_now(void)
+{
+    return atomic_load(&bytes_now);
+}
+
+size_t cr_mem_peak(void)
+{
+    return atomic_load(&bytes_peak);
+}
+
+uint64_t cr_mem_count(void)
+{
+    return atomic_load(&n_allocs);
+}
+
+void cr_mem_fail_at(uint64_t n, bool sticky)
+{
+    atomic_store(&fail_sticky, sticky);
+    atomic_store(&fail_at, n ? atomic_load(&n_allocs) + n : 0);
+}
+
+static bool must_fail(void)
+{
+    uint64_t n = atomic_fetch_add(&n_allocs, 1) + 1, at = atomic_load(&fail_at);
+    return at && (n == at || (n > at && atomic_load(&fail_sticky)));
+}
+
+static void count(size_t add, size_t sub)
+{
+    size_t now = atomic_fetch_add(&bytes_now, add) + add, peak = atomic_load(&bytes_peak);
+    while (now > peak && !atomic_compare_exchange_weak(&bytes_peak, &peak, now)) {
+    }
+    atomic_fetch_sub(&bytes_now, sub);
+}
+
+void *cr_alloc(size_t n, size_t size)
+{
+    if (must_fail() || (size && n > (SIZE_MAX - 2 * HEADER) / size))
+        return NULL;
+    size_t bytes = n * size, total = (bytes + 2 * HEADER - 1) / HEADER * HEADER;
+    char *block = aligned_alloc(HEADER, total);
+    if (!block)
+        return NULL;
+    memcpy(block, &bytes, sizeof bytes);
+    count(bytes, 0);
+    return block + HEADER;
+}
+
+void *cr_alloc0(size_t n, size_t size)
+{
+    void *p = cr_alloc(n, size);
+    if (p)
+        memset(p, 0, n * size);
+    return p;
+}
+
+static size_t block_bytes(const void *p)
+{
+    size_t bytes;
+    memcpy(&bytes, (const char *)p - HEADER, sizeof bytes);
+    return bytes;
+}
+
+void *cr_realloc(void *p, size_t n, size_t size)
+{
+    void *q = cr_alloc(n, size);
+    if (!q || !p)
+        return q;
+    size_t old = block_bytes(p), now = n * size;
+    memcpy(q, p, old < now ? old : now);
+    cr_free(p);
+    return q;
+}
+
+void cr_free(void *p)
+{
+    if (!p)
+        return;
+    count(0, block_bytes(p));
+    free((char *)p - HEADER);
+}
+
+char *cr_strndup(const char *s, size_t n)
+{
+    char *d = cr_alloc(n + 1, 1);
+    if (d) {
+        memcpy(d, s, n);
+        d[n] = '\0';
+    }
+    return d;
+}
+
+char *cr_strdup(const char *s)
+{
+    return cr_strndup(s, strlen(s));
+}
+
+char *cr_asprintf(const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    int n = vsnprintf(NULL, 0, fmt, ap);
+    va_end(ap);
+    char *s = n < 0 ? NULL : cr_alloc((size_t)n + 1, 1);
+    if (!s)
+        return NULL;
+    va_start(ap, fmt);
+    vsnprintf(s, (size_t)n + 1, fmt, ap);
+    va_end(ap);
+    return s;
+}

@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The arithmetic: one table of function pointers per level of the CPU. No malloc, no I/O, no model
+ * types. kernels_ref.c is the specification; a fast level is tested against it.
+ *
+ * The law of this folder: the number that a kernel writes for one output depends on that output's
+ * inputs only, never on how many rows or tokens were computed in the same call. So a result does
+ * not change with the batch, the thread count, or what the cache already held.
+ *
+ * Legend: n columns (inputs of a dot product), rows outputs, t tokens, d head dimension.
+ */
+#ifndef CR_KERNELS_H
+#define CR_KERNELS_H
+
+#include "kernels/quant.h"
+
+enum cr_cpu { CR_CPU_REF, CR_CPU_AVX2, CR_CPU_AVX512, CR_CPU_NEON, CR_CPU_COUNT };
+
+/* y[t * ldy + r] = sum_i W[r, i] * x[t, i]   for r < rows, t < n_tok.
+ * W: rows of row_bytes; x: activations in the type's activation format, x_bytes apart:
+ * float32 for F32, F16, BF16; struct cr_block_q8a for the quantised types. */
+typedef void cr_matmul_fn(float *y, size_t ldy, const void *w, size_t row_bytes, const void *x,
+                          size_t x_bytes, size_t rows, size_t n_tok, size_t n);
+
+struct cr_kernels {
+    const char *name;
+    enum cr_cpu level;
+
+    cr_matmul_fn *matmul[CR_TYPE_END]; /* NULL for unusable types */
+    /* n float32 to n/32 blocks; d = max|x| / 127, q = round to nearest even of x / d. n % 32 == 0
+     */
+    void (*quantize_q8a)(struct cr_block_q8a *dst, const float *x, size_t n);
+    /* n values of a usable type to float32; n is a multiple of the block. */
+    void (*dequantize[CR_TYPE_END])(float *dst, const void *src, size_t n);
+    void (*f32_to_f16)(uint16_t *dst, const float *src, size_t n);
+
+    /* y[i] = x[i] * w[i] / sqrt(mean(x^2) + eps); y may be x. */
+    void (*rmsnorm)(float *y, const float *x, const float *w, size_t n, float eps);
+    /* x[i] = exp(x[i] - max) / sum; returns nothing; n >= 1. */
+    void (*softmax)(float *x, size_t n);
+    /* g[i] = silu(g[i]) * u[i], silu(v) = v / (1 + exp(-v)). */
+    void (*silu_mul)(float *g, const float *u, size_t n);
+    void (*add)(float *y, const float *x, size_t n);           /* y += x */
+    void (*axpy)(float *y, float a, const float *x, size_t n); /* y += a x */
+    float (*dot)(const float *a, const float *b, size_t n);    /* sum a b */
+    /* One head against a float16 cache: s[j] = scale * sum_i q[i] k[j * stride + i], j < n_kv. */
+    void (*attn_scores_f16)(float *s, const float *q, const uint16_t *k, size_t stride, size_t n_kv,
+                            size_t d, float scale);
+    /* y[i] += sum_j p[j] v[j * stride + i] in the order of j. */
+    void (*attn_mix_f16)(float *y, const float *p, const uint16_t *v, size_t stride, size_t n_kv,
+                         size_t d);
+    /* Rotary embedding of one head vector x[d] with d/2 (cos, sin) pairs cs[2 * i], cs[2 * i + 1].
+     * norm: pairs (2i, 2i+1), the order of GGUF `llama` files; neox: pairs (i, i + d/2). */
+    void (*rope_norm)(float *x, const float *cs, size_t d);
+    void (*rope_neox)(float *x, const float *cs, size_t d);
+};
+
+/* Is this level built in and supported by the CPU and the operating system? */
+bool cr_cpu_has(enum cr_cpu level);
+/* "ref", "avx2", ..., "auto" or NULL (then $CR_CPU, else the best). CR_INVALID for an unknown name,
+ * CR_UNSUPPORTED for a level this machine lacks. The table is static. */
+enum cr_status cr_kernels_get(const struct cr_kernels **out, const char *name,
+                              struct cr_error *err);
+const struct cr_kernels *cr_kernels_level(enum cr_cpu level); /* NULL if not available */
+
+#endif

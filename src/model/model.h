@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The model: numbers, pointers into the mapped file, kernel table and thread pool. Immutable after
+ * cr_model_open; shared by sessions, trainers and adapters.
+ */
+#ifndef CR_MODEL_H
+#define CR_MODEL_H
+
+#include "base/threads.h"
+#include "kernels/kernels.h"
+#include "model/chat.h"
+#include "model/delta.h"
+
+#include <pthread.h>
+
+enum { CR_MAX_LAYERS = 256, CR_MAX_CTX = 1 << 20 };
+enum cr_arch { CR_ARCH_LLAMA, CR_ARCH_QWEN2, CR_ARCH_QWEN3 };
+
+struct cr_matrix {
+    const void *data; /* [n_out, n_in], rows of row_bytes */
+    uint32_t type;
+    int n_in, n_out;
+    size_t row_bytes;
+};
+
+struct cr_layer {
+    struct cr_matrix lin[CR_LIN_COUNT];    /* enum cr_linear */
+    const float *attn_norm;                /* [n_embd] */
+    const float *ffn_norm;                 /* [n_embd] */
+    const float *bias_q, *bias_k, *bias_v; /* qwen2: [n_out], else NULL */
+    const float *norm_q, *norm_k;          /* qwen3: [head_dim], else NULL */
+};
+
+struct cr_model {
+    struct cr_model_info info;
+    enum cr_arch arch;
+    /* numbers; E = n_embd, H heads, G kv heads, D head_dim */
+    int n_layers, n_embd, n_heads, n_kv_heads, head_dim, n_ff, n_vocab, n_ctx_train;
+    int q_dim, kv_dim; /* H * D, G * D */
+    int rope_dim;      /* = head_dim */
+    bool rope_neox;    /* qwen: pairs (i, i + D/2); llama: (2i, 2i+1) */
+    float norm_eps;
+    float *rope_freq;  /* [rope_dim / 2] inverse frequencies, scaling applied */
+    float rope_mscale; /* factor on cos and sin (YaRN), else 1 */
+    /* weights */
+    struct cr_matrix embd, output; /* output == embd when tied */
+    const float *output_norm;
+    struct cr_layer *layers;
+    /* parts */
+    cr_gguf *gguf;
+    cr_tokenizer *tok;
+    enum cr_chat chat;
+    char *default_system;
+    const struct cr_kernels *k;
+    cr_threads *threads;
+    char *path, *name;
+    float *owned; /* float32 copies of small tensors that the file holds in another type */
+    pthread_mutex_t hash_lock;
+    char hash[65];
+};
+
+/* Row `id` of the embedding as float32 [n_embd]. */
+void cr_model_embed(const cr_model *m, int32_t id, float *out);
+/* The n_out x n_in matrix of a linear layer. */
+const struct cr_matrix *cr_model_linear(const cr_model *m, int layer, enum cr_linear lin);
+
+#endif

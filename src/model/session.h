@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The forward pass. crayon.h has the one-sequence view (sync, step, logits). Below is the general
+ * batch that scoring, blending and embedding use: many sequences with shared prefixes packed into
+ * one pass, every token saying which cache cells it may see.
+ *
+ * Cell i of the KV cache holds the i-th token run since the last reset. Token t of a batch placed
+ * at cell c sees the cells [pre_begin, pre_end) and then [seg_begin, c], in that order. One plain
+ * sequence: pre_begin = pre_end = 0, seg_begin = 0, pos = c. The result for a token is the same,
+ * bit for bit, however its sequence was packed or split into calls.
+ */
+#ifndef CR_SESSION_H
+#define CR_SESSION_H
+
+#include "model/model.h"
+
+struct cr_batch_token {
+    int32_t id;
+    int32_t pos;                /* for RoPE */
+    int32_t pre_begin, pre_end; /* cells of a shared prefix; equal: none */
+    int32_t seg_begin;          /* first cell of this token's own segment */
+    bool want;                  /* give this token to on_logits / on_hidden */
+};
+
+struct cr_batch {
+    const struct cr_batch_token *tokens;
+    size_t n;
+    /* Called in token order for each wanted token with its logits [n_vocab]; the buffer is valid
+     * during the call. NULL: no logits are computed at all. */
+    void (*on_logits)(void *ud, size_t token, const float *logits);
+    /* Called for each wanted token with the residual stream [n_embd] after layer hidden_layer
+     * (0 = after the first; -1 = the embedding); with stop_at_hidden nothing later is computed. */
+    void (*on_hidden)(void *ud, size_t token, const float *hidden);
+    int hidden_layer;
+    bool stop_at_hidden;
+    void *ud;
+    bool (*cancelled)(void *ud); /* asked between chunks; may be NULL */
+};
+
+/* Empties the cache. */
+void cr_session_reset(cr_session *s);
+/* Keeps the first n cells. */
+void cr_session_truncate(cr_session *s, int n);
+/* Runs a batch of any size in chunks, appending one cell per token. CR_LIMIT when the cache is full
+ * (nothing is run then). Does not touch the ids that cr_session_sync remembers: reset first when
+ * mixing. */
+enum cr_status cr_session_run(cr_session *s, const struct cr_batch *b, struct cr_error *err);
+cr_model *cr_session_model(const cr_session *s);
+const cr_delta *cr_session_delta(const cr_session *s);
+
+#endif
