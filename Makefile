@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+# The short way to everything: `make help`. CMake does the work, in build/.
+SHELL := /bin/bash
+.DEFAULT_GOAL := all
+.PHONY: all deps models demo test bench check fuzz asan tsan install format help
+
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+PACKAGES := gcc cmake ninja-build pkg-config libpcre2-dev libutf8proc-dev libjansson-dev liblzma-dev \
+  libopenblas-dev libcurl4-openssl-dev libsqlite3-dev libseccomp-dev libmicrohttpd-dev \
+  libcmocka-dev xz-utils unzip groff-base curl ca-certificates
+CHECK_PACKAGES := clang-format clang libclang-rt-14-dev g++ binutils python3-minimal
+DATA_HOME := $(or $(XDG_DATA_HOME),$(HOME)/.local/share)
+MODEL_DIR := $(DATA_HOME)/crayon/models
+
+all: deps ## build the library and the program: build/crayon
+	@cmake --preset release -G Ninja > build.log 2>&1 || { cat build.log; exit 1; }
+	@rm -f build.log
+	@cmake --build build
+
+deps: ## install the Debian packages that the build needs (asks sudo unless root)
+	@tools/deps.sh $(PACKAGES)
+
+models: deps ## fetch SmolLM2-135M-Instruct (Apache-2.0, 93 MB) into the user's model folder
+	@tools/get_models.sh "$(MODEL_DIR)"
+
+demo: all models ## fit a small model to a task, then ask a bigger one: two minutes
+	@demo/demo.sh
+
+test: all ## unit, kernel, golden and end-to-end tests
+	@ctest --test-dir build --output-on-failure
+
+bench: all ## measure crayon, and the peers where they are installed
+	@bench/run.sh
+
+check: all ## dependencies between folders, symbols, headers, style, licences, core build
+	@tools/deps.sh $(CHECK_PACKAGES)
+	@tools/check.sh
+
+asan: deps ## all tests under AddressSanitizer and UBSan
+	@cmake --preset asan > /dev/null && cmake --build build/asan && \
+	  ctest --test-dir build/asan --output-on-failure -LE slow
+
+tsan: deps ## thread tests under ThreadSanitizer
+	@cmake --preset tsan > /dev/null && cmake --build build/tsan && \
+	  ctest --test-dir build/tsan --output-on-failure -L threads
+
+fuzz: deps ## run every fuzz target for FUZZ_SECONDS (default 60) each
+	@tools/deps.sh $(CHECK_PACKAGES)
+	@cmake --preset fuzz > /dev/null && cmake --build build/fuzz && \
+	  tests/fuzz/run.sh build/fuzz $(or $(FUZZ_SECONDS),60)
+
+install: all ## install program, library, header, pkg-config file, man page (PREFIX=/usr/local)
+	@cmake --install build --prefix $(or $(PREFIX),/usr/local)
+
+format: ## let .clang-format decide
+	@clang-format -i include/*.h src/*/*.[ch] cli/*.[ch] tests/*/*.[ch] examples/*.c
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
