@@ -1,0 +1,287 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The specification: every kernel as a plain loop. Sums run in float32 from the first index to the
+ * last, one rounding per operation (the build turns contraction into fused operations off), so the
+ * same bits come out on every machine, but for exp, which is libm's.
+ *
+ * Products of quantised blocks are exact integers inside a block of 32:
+ *     y = sum over blocks b of (d_w[b] d_x[b]) * sum_j q_w[b, j] q_x[b, j]     (+ m_w[b] s_x[b],
+ * Q4_1)
+ */
+#include "kernels/levels.h"
+
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+/* Where row r of w and activation t of x begin; and one output as a function of the two. */
+typedef float row_fn(const unsigned char *w, const unsigned char *x, size_t n);
+
+static void each_output(row_fn *fn, float *y, size_t ldy, const void *w, size_t row_bytes,
+                        const void *x, size_t x_bytes, size_t rows, size_t n_tok, size_t n)
+{
+    for (size_t t = 0; t < n_tok; t++)
+        for (size_t r = 0; r < rows; r++)
+            y[t * ldy + r] = fn((const unsigned char *)w + r * row_bytes,
+                                (const unsigned char *)x + t * x_bytes, n);
+}
+
+static float row_f32(const unsigned char *w, const unsigned char *x, size_t n)
+{
+    float sum = 0, a, b;
+    for (size_t i = 0; i < n; i++) {
+        memcpy(&a, w + 4 * i, sizeof a);
+        memcpy(&b, x + 4 * i, sizeof b);
+        sum += a * b;
+    }
+    return sum;
+}
+
+static float row_f16(const unsigned char *w, const unsigned char *x, size_t n)
+{
+    float sum = 0, b;
+    for (size_t i = 0; i < n; i++) {
+        uint16_t a;
+        memcpy(&a, w + 2 * i, sizeof a);
+        memcpy(&b, x + 4 * i, sizeof b);
+        sum += cr_f16_to_f32(a) * b;
+    }
+    return sum;
+}
+
+static float row_bf16(const unsigned char *w, const unsigned char *x, size_t n)
+{
+    float sum = 0, b;
+    for (size_t i = 0; i < n; i++) {
+        uint16_t a;
+        memcpy(&a, w + 2 * i, sizeof a);
+        memcpy(&b, x + 4 * i, sizeof b);
+        sum += cr_bf16_to_f32(a) * b;
+    }
+    return sum;
+}
+
+static float row_q8_0(const unsigned char *w, const unsigned char *x, size_t n)
+{
+    float sum = 0;
+    for (size_t i = 0; i < n / CR_QK; i++) {
+        struct cr_block_q8_0 a;
+        struct cr_block_q8a b;
+        memcpy(&a, w + i * sizeof a, sizeof a);
+        memcpy(&b, x + i * sizeof b, sizeof b);
+        int32_t dot = 0;
+        for (int j = 0; j < CR_QK; j++)
+            dot += a.q[j] * b.q[j];
+        sum += cr_f16_to_f32(a.d) * b.d * (float)dot;
+    }
+    return sum;
+}
+
+static float row_q4_0(const unsigned char *w, const unsigned char *x, size_t n)
+{
+    float sum = 0;
+    for (size_t i = 0; i < n / CR_QK; i++) {
+        struct cr_block_q4_0 a;
+        struct cr_block_q8a b;
+        memcpy(&a, w + i * sizeof a, sizeof a);
+        memcpy(&b, x + i * sizeof b, sizeof b);
+        int32_t dot = 0;
+        for (int j = 0; j < 16; j++)
+            dot += ((a.q[j] & 15) - 8) * b.q[j] + ((a.q[j] >> 4) - 8) * b.q[j + 16];
+        sum += cr_f16_to_f32(a.d) * b.d * (float)dot;
+    }
+    return sum;
+}
+
+static float row_q4_1(const unsigned char *w, const unsigned char *x, size_t n)
+{
+    float sum = 0;
+    for (size_t i = 0; i < n / CR_QK; i++) {
+        struct cr_block_q4_1 a;
+        struct cr_block_q8a b;
+        memcpy(&a, w + i * sizeof a, sizeof a);
+        memcpy(&b, x + i * sizeof b, sizeof b);
+        int32_t dot = 0;
+        for (int j = 0; j < 16; j++)
+            dot += (a.q[j] & 15) * b.q[j] + (a.q[j] >> 4) * b.q[j + 16];
+        sum += cr_f16_to_f32(a.d) * b.d * (float)dot;
+        sum += cr_f16_to_f32(a.m) * b.s;
+    }
+    return sum;
+}
+
+#define MATMUL(type)                                                                               \
+    static void matmul_##type(float *y, size_t ldy, const void *w, size_t row_bytes,               \
+                              const void *x, size_t x_bytes, size_t rows, size_t n_tok, size_t n)  \
+    {                                                                                              \
+        each_output(row_##type, y, ldy, w, row_bytes, x, x_bytes, rows, n_tok, n);                 \
+    }
+MATMUL(f32)
+MATMUL(f16)
+MATMUL(bf16)
+MATMUL(q8_0)
+MATMUL(q4_0)
+MATMUL(q4_1)
+
+/* A block with a NaN or an infinity has no scale: d and s are NaN, so the products are too. */
+static void quantize_q8a(struct cr_block_q8a *dst, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n / CR_QK; i++, x += CR_QK) {
+        struct cr_block_q8a *b = &dst[i];
+        float most = 0;
+        for (int j = 0; j < CR_QK; j++) {
+            if (!(fabsf(x[j]) <= FLT_MAX)) {
+                most = NAN;
+                break;
+            }
+            most = fabsf(x[j]) > most ? fabsf(x[j]) : most;
+        }
+        int32_t sum = 0;
+        b->d = most / 127;
+        memset(b->q, 0, sizeof b->q);
+        if (b->d > 0) { /* a scale that underflows to a subnormal is coarse: hence the clamp */
+            for (int j = 0; j < CR_QK; j++) {
+                float q = rintf(x[j] / b->d);
+                b->q[j] = (int8_t)(q > 127 ? 127 : q < -127 ? -127 : q);
+                sum += b->q[j];
+            }
+        }
+        b->s = b->d * (float)sum;
+    }
+}
+
+#define DEQUANTIZE(type, id)                                                                       \
+    static void dequantize_##type(float *dst, const void *src, size_t n)                           \
+    {                                                                                              \
+        cr_dequantize_ref(id, dst, src, n);                                                        \
+    }
+DEQUANTIZE(f32, CR_F32)
+DEQUANTIZE(f16, CR_F16)
+DEQUANTIZE(bf16, CR_BF16)
+DEQUANTIZE(q8_0, CR_Q8_0)
+DEQUANTIZE(q4_0, CR_Q4_0)
+DEQUANTIZE(q4_1, CR_Q4_1)
+
+static void f32_to_f16(uint16_t *dst, const float *src, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        dst[i] = cr_f32_to_f16(src[i]);
+}
+
+/* y[i] = w[i] (x[i] r), r = 1 / sqrt(mean(x^2) + eps) */
+static void rmsnorm(float *y, const float *x, const float *w, size_t n, float eps)
+{
+    float sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += x[i] * x[i];
+    float r = 1 / sqrtf(sum / (float)n + eps);
+    for (size_t i = 0; i < n; i++)
+        y[i] = x[i] * r * w[i];
+}
+
+static void softmax(float *x, size_t n)
+{
+    float most = x[0], sum = 0;
+    for (size_t i = 1; i < n; i++)
+        most = x[i] > most ? x[i] : most;
+    for (size_t i = 0; i < n; i++) {
+        x[i] = expf(x[i] - most);
+        sum += x[i];
+    }
+    float r = 1 / sum;
+    for (size_t i = 0; i < n; i++)
+        x[i] *= r;
+}
+
+static void silu_mul(float *g, const float *u, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        g[i] = g[i] / (1 + expf(-g[i])) * u[i];
+}
+
+static void add(float *y, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        y[i] += x[i];
+}
+
+static void axpy(float *y, float a, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        y[i] += a * x[i];
+}
+
+static float dot(const float *a, const float *b, size_t n)
+{
+    float sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += a[i] * b[i];
+    return sum;
+}
+
+static void attn_scores_f16(float *s, const float *q, const uint16_t *k, size_t stride, size_t n_kv,
+                            size_t d, float scale)
+{
+    for (size_t j = 0; j < n_kv; j++) {
+        float sum = 0;
+        for (size_t i = 0; i < d; i++)
+            sum += q[i] * cr_f16_to_f32(k[j * stride + i]);
+        s[j] = sum * scale;
+    }
+}
+
+static void attn_mix_f16(float *y, const float *p, const uint16_t *v, size_t stride, size_t n_kv,
+                         size_t d)
+{
+    for (size_t j = 0; j < n_kv; j++)
+        for (size_t i = 0; i < d; i++)
+            y[i] += p[j] * cr_f16_to_f32(v[j * stride + i]);
+}
+
+/* A rotation of each pair (a, b) by its angle: (a cos - b sin, a sin + b cos). */
+static void rope_norm(float *x, const float *cs, size_t d)
+{
+    for (size_t i = 0; i < d / 2; i++) {
+        float a = x[2 * i], b = x[2 * i + 1], c = cs[2 * i], s = cs[2 * i + 1];
+        x[2 * i] = a * c - b * s;
+        x[2 * i + 1] = a * s + b * c;
+    }
+}
+
+static void rope_neox(float *x, const float *cs, size_t d)
+{
+    for (size_t i = 0; i < d / 2; i++) {
+        float a = x[i], b = x[i + d / 2], c = cs[2 * i], s = cs[2 * i + 1];
+        x[i] = a * c - b * s;
+        x[i + d / 2] = a * s + b * c;
+    }
+}
+
+const struct cr_kernels cr_kernels_ref = {
+    .name = "ref",
+    .level = CR_CPU_REF,
+    .matmul = {[CR_F32] = matmul_f32,
+               [CR_F16] = matmul_f16,
+               [CR_BF16] = matmul_bf16,
+               [CR_Q8_0] = matmul_q8_0,
+               [CR_Q4_0] = matmul_q4_0,
+               [CR_Q4_1] = matmul_q4_1},
+    .quantize_q8a = quantize_q8a,
+    .dequantize = {[CR_F32] = dequantize_f32,
+                   [CR_F16] = dequantize_f16,
+                   [CR_BF16] = dequantize_bf16,
+                   [CR_Q8_0] = dequantize_q8_0,
+                   [CR_Q4_0] = dequantize_q4_0,
+                   [CR_Q4_1] = dequantize_q4_1},
+    .f32_to_f16 = f32_to_f16,
+    .rmsnorm = rmsnorm,
+    .softmax = softmax,
+    .silu_mul = silu_mul,
+    .add = add,
+    .axpy = axpy,
+    .dot = dot,
+    .attn_scores_f16 = attn_scores_f16,
+    .attn_mix_f16 = attn_mix_f16,
+    .rope_norm = rope_norm,
+    .rope_neox = rope_neox,
+};

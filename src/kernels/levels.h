@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the files of this folder share: one table per level, and the reference functions, which a
+ * level may put into its own table where it has nothing faster.
+ */
+#ifndef CR_LEVELS_H
+#define CR_LEVELS_H
+
+#include "kernels/kernels.h"
+
+extern const struct cr_kernels cr_kernels_ref;
+#if defined(__x86_64__)
+extern const struct cr_kernels cr_kernels_avx2;
+extern const struct cr_kernels cr_kernels_avx512;
+#elif defined(__aarch64__)
+extern const struct cr_kernels cr_kernels_neon;
+#endif
+
+#endif
