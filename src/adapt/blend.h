@@ -53,8 +53,8 @@ struct cr_blend_result {
     float loss_start, loss_end;  /* PICK, REFINE: on the examples */
     enum cr_solver start;        /* PICK, REFINE: which start won */
     float *q_c;                  /* [dim of the view] unit task embedding */
-    float scope_mean, scope_std; /* leave-one-out q_x . q_c of the examples */
-    float near_mean, near_std;   /* of max_t q_x . proto_t */
+    float scope_mean, scope_std; /* leave-one-out q_x . q_c of the examples, in the view */
+    float near_mean, near_std;   /* of max_t q_x . proto_t, in the view */
     int nearest;                 /* index entry with the best similarity */
     float nearest_similarity;
     bool stopped; /* the caller stopped it; the best so far is returned */

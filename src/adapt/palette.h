@@ -8,6 +8,24 @@
 
 #include "adapt/blend.h"
 
+enum { CR_CALIBRATION_KNOTS = 33 };
+
+/*
+ * Router calibration: quantiles of the demand scores (higher: more demanding) of in-task examples,
+ * from which route/calibrate.c takes the threshold for a budget. Knot k stands at the level
+ * 1 - (1 - k / 32)^2: dense where budgets are small. JSON: "calibration": {"rows": 200, "answer":
+ * "text" | "options", "conf": [33 numbers], "scope": [33] | null, "either": [33] | null}, or null
+ * when n_rows is 0.
+ */
+struct cr_calibration {
+    int n_rows;   /* examples it was made from; 0: none yet */
+    bool options; /* answers were options of multiple choice, not generated text */
+    bool has_scope;
+    float conf[CR_CALIBRATION_KNOTS];   /* ascending, finite */
+    float scope[CR_CALIBRATION_KNOTS];  /* the same, if has_scope */
+    float either[CR_CALIBRATION_KNOTS]; /* of max(rank of conf, rank of scope), if has_scope */
+};
+
 struct cr_palette {
     char *name, *base_hash, *base_name;
     char *pool_hash,
@@ -18,17 +36,14 @@ struct cr_palette {
     enum cr_level level;
     enum cr_view view;
     int dim;
-    float *q_c; /* [dim] unit task embedding (q_x view), stored as base64 of float16 */
-    float scope_mean, scope_std, near_mean, near_std;
+    float *q_c; /* [dim] unit task embedding in `view`, stored as base64 of float16 */
+    float scope_mean, scope_std, near_mean, near_std; /* leave-one-out, in `view` */
     int n_examples, n_held_out;
     float before, after; /* accuracy or exact match on held-out lines, NAN: not measured */
     float loss_before, loss_after;
-    char *metric; /* "accuracy", "exact", "loss" or "" */
-    /* router calibration, filled by `route calibrate` and by blend */
-    float
-        *calibration; /* sorted demand scores of held-out in-task examples [n_calibration <= 64] */
-    int n_calibration;
-    char *created; /* ISO 8601 UTC */
+    char *metric;                      /* "accuracy", "exact", "loss" or "" */
+    struct cr_calibration calibration; /* filled by `route calibrate` and by blend */
+    char *created;                     /* ISO 8601 UTC */
 };
 
 enum cr_status cr_palette_parse(cr_palette **out, const char *json, size_t len, const char *name,
