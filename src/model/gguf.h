@@ -40,6 +40,7 @@ struct cr_gguf_kv {
     uint32_t type, elem_type; /* elem_type for arrays (nested arrays are refused) */
     uint64_t n;               /* elements of an array, else 1 */
     const uint8_t *data;      /* first value, unaligned */
+    size_t bytes;             /* of all values */
 };
 
 struct cr_tensor {
@@ -56,12 +57,15 @@ typedef struct cr_gguf cr_gguf;
 enum {
     CR_GGUF_MAX_KV = 1 << 16,
     CR_GGUF_MAX_TENSORS = 1 << 16,
-    CR_GGUF_MAX_KEY = 1 << 16, /* bytes of a key or tensor name: shorter than this */
+    CR_GGUF_MAX_KEY = 1 << 16,       /* bytes of a key or tensor name: shorter than this */
+    CR_GGUF_MAX_ALIGNMENT = 1 << 16, /* a power of two from 8 */
 };
 
-/* Maps and checks a file. Free with cr_gguf_close. */
+/* Maps and checks a file. Free with cr_gguf_close. The file may be replaced (by rename) or removed
+ * while it is open, but must not be cut short in place. */
 enum cr_status cr_gguf_open(cr_gguf **out, const char *path, struct cr_error *err);
-/* The same over memory that outlives the handle; `name` is used in messages. */
+/* The same over memory that outlives the handle and is aligned to 8 bytes; `name` is used in
+ * messages. */
 enum cr_status cr_gguf_parse(cr_gguf **out, const void *data, size_t size, const char *name,
                              struct cr_error *err);
 void cr_gguf_close(cr_gguf *g);
@@ -74,7 +78,8 @@ const struct cr_gguf_kv *cr_gguf_kv_at(const cr_gguf *g, size_t i);
 const struct cr_gguf_kv *cr_gguf_find(const cr_gguf *g, const char *key); /* NULL: absent */
 size_t cr_gguf_n_tensors(const cr_gguf *g);
 const struct cr_tensor *cr_gguf_tensor_at(const cr_gguf *g, size_t i);
-const struct cr_tensor *cr_gguf_tensor(const cr_gguf *g, const char *name); /* by hash; NULL */
+const struct cr_tensor *cr_gguf_tensor(const cr_gguf *g, const char *name); /* NULL: absent */
+const char *cr_gguf_name(const cr_gguf *g);                                 /* for messages */
 
 /* Typed reads. An absent key leaves *out alone and returns CR_NOT_FOUND without a message when
  * `required` is false; a wrong type is always CR_FORMAT naming key, wanted and found type. Integer
@@ -104,12 +109,13 @@ void cr_gguf_put_str(cr_gguf_writer *w, const char *key, const char *v);
 void cr_gguf_put_strs(cr_gguf_writer *w, const char *key, const char *const *v, size_t n);
 void cr_gguf_put_u32s(cr_gguf_writer *w, const char *key, const uint32_t *v, size_t n);
 void cr_gguf_put_f32s(cr_gguf_writer *w, const char *key, const float *v, size_t n);
-/* Copies a key of another file under its own name. */
+/* Copies a key of another file under its own name; general.alignment is left out, since files
+ * are always written with the default of 32. */
 void cr_gguf_put_kv(cr_gguf_writer *w, const struct cr_gguf_kv *kv);
 /* data is borrowed until _write and must hold the tensor's bytes. */
 void cr_gguf_put_tensor(cr_gguf_writer *w, const char *name, uint32_t type, uint32_t n_dims,
                         const uint64_t *ne, const void *data);
-/* Reports the first failure of any put (out of memory, bad shape) too. */
+/* Reports the first failure of any put (out of memory, bad shape) and duplicate names too. */
 enum cr_status cr_gguf_write(cr_gguf_writer *w, const char *path, struct cr_error *err);
 
 #endif
