@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Offline by the kernel's word: a seccomp filter under which this process, all its threads and all
+ * its children can make no socket of any family. Calls that would use the network fail with EPERM;
+ * the process goes on. There is no way back.
+ *
+ * Limits: a descriptor that was inherited as a connected socket (say, standard output under a
+ * socket activator) still takes write(); nothing new can be opened or addressed.
+ */
+#ifndef CR_OFFLINE_H
+#define CR_OFFLINE_H
+
+#include "base/error.h"
+
+enum cr_offline {
+    CR_OFFLINE_ALL,      /* no socket at all: `run` */
+    CR_OFFLINE_LISTENING /* sockets that listen already may accept and answer: `serve` */
+};
+
+/* Applies the filter to every thread of the process (before or after they start) and checks by a
+ * call that it holds. CR_UNSUPPORTED when the kernel has no seccomp: the caller must stop then. */
+enum cr_status cr_offline_enter(enum cr_offline mode, struct cr_error *err);
+/* Asks the kernel, not a flag: true when socket() fails with EPERM. */
+bool cr_offline_holds(void);
+
+#endif
