@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The program: parse the command line by the table, call the verb, report what went wrong. */
+#include "messages.h"
+#include "options.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+static const char *from_environment(const char *name)
+{
+    return getenv(name);
+}
+
+/* A closed standard stream would be reopened by the next file; keep the three numbers taken. */
+static void keep_standard_streams(void)
+{
+    int fd;
+    do
+        fd = open("/dev/null", O_RDWR);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd > STDERR_FILENO)
+        close(fd);
+}
+
+static int show_help(const struct cr_args *a)
+{
+    struct cr_buf b;
+    cr_buf_init(&b, 1 << 20);
+    if (a->verb)
+        cr_help_verb(&b, a->verb);
+    else if (a->word)
+        cr_help_family(&b, a->word);
+    else
+        cr_help_program(&b);
+    cr_out(b.data, b.len);
+    cr_buf_deinit(&b);
+    return 0;
+}
+
+static int run(const struct cr_args *a)
+{
+    if (a->help)
+        return show_help(a);
+    if (a->version) {
+        cr_outf("crayon %s\n", CR_VERSION);
+        return 0;
+    }
+    if (!a->verb && a->word)
+        return cr_misuse(a->word, "%s needs a second word", a->word);
+    if (!a->verb)
+        return cr_misuse(NULL, "no verb given");
+    if (!a->verb->run) {
+        struct cr_error err;
+        cr_error_set(&err, CR_UNSUPPORTED, "%s: this program was built without %s", a->verb->name,
+                     a->verb->missing);
+        return cr_fail(&err);
+    }
+    cr_msg_set_quiet(cr_arg_flag(a, CR_OPT_QUIET));
+    cr_msg_set_verbose(cr_arg_flag(a, CR_OPT_VERBOSE));
+    return a->verb->run(a);
+}
+
+int main(int argc, char **argv)
+{
+    keep_standard_streams();
+    signal(SIGPIPE, SIG_IGN); /* seen as a write error; cr_out_finish then ends quietly */
+    cr_msg_init();
+    struct cr_args args;
+    struct cr_error err;
+    int code;
+    if (cr_args_parse(&args, argc, (const char *const *)argv, from_environment, &err))
+        code = err.status == CR_INVALID
+                   ? cr_misuse(args.verb ? args.verb->name : args.word, "%s", err.msg)
+                   : cr_fail(&err);
+    else
+        code = run(&args);
+    cr_args_deinit(&args);
+    return cr_out_finish(code);
+}

@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One table of verbs and one table of options (table.c) make the parser, `--help`, the man page,
+ * docs/cli.md and the shell completions, so that they cannot differ.
+ *
+ * To add an option: a name in enum cr_opt and a row in table.c. To add a verb: a name in enum
+ * cr_verb_id, a row in table.c, one function `int cr_cli_VERB(const struct cr_args *)` declared in
+ * verbs.h, in a file of its own, and its bit in the rows of the options that it takes. Then run
+ * `crayon man --format markdown > docs/cli.md`; a test compares them.
+ *
+ * Rules of the command line: options stand anywhere; `--name value`, `--name=value`, `-n value`,
+ * `-nvalue`; letters of flags may be joined; `--` ends options; `-` alone is an operand; the last
+ * of a repeated option wins unless it is repeatable; a flag wins over the environment
+ * (CRAYON_NAME), which wins over the default. Numbers are checked to their last character.
+ */
+#ifndef CR_OPTIONS_H
+#define CR_OPTIONS_H
+
+#include "base/bytes.h"
+
+enum cr_verb_id { CR_VERB_VERSION, CR_VERB_COMPLETION, CR_VERB_MAN, CR_VERB_COUNT };
+
+enum cr_opt { CR_OPT_HELP, CR_OPT_QUIET, CR_OPT_VERBOSE, CR_OPT_JSON, CR_OPT_FORMAT, CR_OPT_COUNT };
+
+enum cr_opt_group { /* headings of the help, in this order */
+                    CR_GROUP_INPUT,
+                    CR_GROUP_MODEL,
+                    CR_GROUP_SAMPLING,
+                    CR_GROUP_BLEND,
+                    CR_GROUP_TRAINING,
+                    CR_GROUP_EVALUATION,
+                    CR_GROUP_ROUTING,
+                    CR_GROUP_SERVER,
+                    CR_GROUP_OUTPUT,
+                    CR_GROUP_GENERAL,
+                    CR_GROUP_COUNT
+};
+
+enum cr_arg_type {
+    CR_ARG_FLAG,   /* no value */
+    CR_ARG_INT,    /* integer in [min, max] */
+    CR_ARG_SEED,   /* integer in [0, 2^64) */
+    CR_ARG_REAL,   /* number in [min, max] */
+    CR_ARG_TEXT,   /* any text */
+    CR_ARG_FILE,   /* a file name, or other text that completes like one */
+    CR_ARG_DIR,    /* a folder name */
+    CR_ARG_CHOICE, /* one of `value`, written "a|b|c" */
+};
+
+enum {                       /* cr_option.flags */
+       CR_OPT_MANY = 1,      /* may be given several times; all values are kept */
+       CR_OPT_ENV = 2,       /* also read from CRAYON_NAME (upper case, - becomes _) */
+       CR_OPT_MUST = 4,      /* the verb cannot work without it */
+       CR_OPT_ANY_VALUE = 8, /* the value may look like an option */
+};
+
+struct cr_option {
+    enum cr_opt id; /* rows with the same id or name have the same letter and type */
+    uint64_t verbs; /* bit CR_V(id) of every verb that takes it */
+    enum cr_opt_group group;
+    char letter;      /* 0: none */
+    const char *name; /* without dashes */
+    enum cr_arg_type type;
+    unsigned flags;
+    const char *value;  /* what the help calls the value, or the choices; NULL for flags */
+    const char *preset; /* default value as text, NULL: none */
+    double min, max;    /* of INT and REAL */
+    const char *help;   /* one sentence without a full stop */
+};
+#define CR_V(id) (UINT64_C(1) << (id))
+
+struct cr_args;
+struct cr_verb {
+    enum cr_verb_id id;
+    const char *name;       /* "run", or two words: "adapter check" */
+    const char *operands;   /* as the help shows them: "[FILE]"; "" when there are none */
+    int min_rest, max_rest; /* how many operands; max -1: any number */
+    const char *complete;   /* operands complete as: "file", "a|b|c" or NULL */
+    const char *summary;    /* one line for the list of verbs */
+    const char *about;      /* paragraphs for help and manual; lines of at most 88 bytes */
+    const char *examples;   /* command lines, one per line, or NULL */
+    int (*run)(const struct cr_args *a); /* returns the exit code; NULL: not built in */
+    const char *missing;                 /* what the build lacks when run is NULL */
+};
+
+struct cr_exit_code {
+    int code;
+    const char *meaning;
+};
+
+/* The tables, each ended by its count. */
+extern const struct cr_option cr_options[];
+extern const size_t cr_options_count;
+extern const struct cr_verb cr_verbs[];
+extern const size_t cr_verbs_count;
+extern const char *const cr_group_names[CR_GROUP_COUNT];
+extern const struct cr_exit_code cr_exit_codes[];
+extern const size_t cr_exit_codes_count;
+
+enum cr_origin { CR_FROM_DEFAULT, CR_FROM_ENV, CR_FROM_FLAG };
+
+struct cr_value {
+    const struct cr_option *opt; /* NULL: the verb does not take it */
+    enum cr_origin origin;
+    bool set; /* has a value, if only the default */
+    bool on;
+    long long i;
+    uint64_t seed;
+    double real;
+    const char **text; /* [n]; borrowed strings */
+    size_t n;
+};
+
+struct cr_args {
+    const struct cr_verb *verb; /* NULL: no verb was given, or only the first of two words */
+    const char *word;           /* that first word, or NULL */
+    bool help, version;
+    struct cr_value v[CR_OPT_COUNT];
+    const char **rest; /* operands, borrowed from argv */
+    size_t n_rest;
+};
+
+/* Parses argv[1..argc). env (may be NULL: none) looks a variable up. On misuse CR_INVALID with a
+ * one-line message; args->verb or args->word then still say which help to point to. Free with
+ * cr_args_deinit in both cases. */
+enum cr_status cr_args_parse(struct cr_args *a, int argc, const char *const *argv,
+                             const char *(*env)(const char *name), struct cr_error *err);
+void cr_args_deinit(struct cr_args *a);
+
+/* Values of options that the verb takes. Text is NULL when there is none. */
+bool cr_arg_flag(const struct cr_args *a, enum cr_opt id);
+int cr_arg_int(const struct cr_args *a, enum cr_opt id);
+uint64_t cr_arg_seed(const struct cr_args *a, enum cr_opt id);
+double cr_arg_real(const struct cr_args *a, enum cr_opt id);
+const char *cr_arg_text(const struct cr_args *a, enum cr_opt id);
+const char *const *cr_arg_texts(const struct cr_args *a, enum cr_opt id, size_t *n);
+/* Given by flag or environment, not by default. */
+bool cr_arg_given(const struct cr_args *a, enum cr_opt id);
+
+/* Numbers, checked to the last byte: no spaces, no hexadecimal, no "inf" or "nan". */
+bool cr_parse_int(const char *s, long long *out);
+bool cr_parse_seed(const char *s, uint64_t *out);
+bool cr_parse_real(const char *s, double *out);
+/* The word among `n` closest to `s` in edits (insert, delete, replace, swap), if close enough to
+ * be a typing mistake; else NULL. */
+const char *cr_suggest(const char *s, const char *const *words, size_t n);
+/* Item i of "a|b|c": its length, 0 past the end. *item is borrowed. */
+size_t cr_choice_at(const char *choices, size_t i, const char **item);
+/* "CRAYON_UPSTREAM_MODEL" for upstream-model. */
+void cr_option_env_name(const struct cr_option *o, char *out, size_t size);
+
+/* The verb of exactly this name, or NULL. */
+const struct cr_verb *cr_verb_find(const char *name);
+/* Is `word` the first of a two-word verb? */
+bool cr_verb_is_family(const char *word);
+
+/* Help and manual as text, appended to out. */
+void cr_help_program(struct cr_buf *out);
+void cr_help_family(struct cr_buf *out, const char *word);
+void cr_help_verb(struct cr_buf *out, const struct cr_verb *v);
+void cr_manual_roff(struct cr_buf *out);
+void cr_manual_markdown(struct cr_buf *out);
+void cr_completion_bash(struct cr_buf *out);
+void cr_completion_zsh(struct cr_buf *out);
+void cr_completion_fish(struct cr_buf *out);
+
+#endif
