@@ -71,7 +71,8 @@ enum cr_status cr_blend_examples(cr_model *m, const cr_pool *p, const struct cr_
                                  const struct cr_example *e, size_t n, struct cr_blend_result *out,
                                  struct cr_error *err);
 /* argmin over the simplex of |q - sum_n w_n C_n|^2 + lambda sum_n w_n ln w_n; C [n, dim]. */
-void cr_simplex_solve(const float *c, int n, int dim, const float *q, float lambda, float *w);
+enum cr_status cr_simplex_solve(const float *c, int n, int dim, const float *q, float lambda,
+                                float *w, struct cr_error *err);
 /* Spherical k-means++, best of `restarts`, seeded. x [n, dim] unit rows -> centroids [k, dim],
  * label[n]. */
 enum cr_status cr_kmeans(const float *x, size_t n, int dim, int k, int restarts, uint64_t seed,
