@@ -4,9 +4,9 @@
  * with a header, and plain lines of text. The first bad line is named by number.
  *
  * Task line: {"task"?, "question", "context"?, "choices"?: [str...], "answer"?: index or str,
- * "aliases"?: [str...]}. Chat line: {"messages": [{"role", "content"}...]}, the last assistant
- * message is the answer. {"prompt", "completion"} and {"text"} are read too.
- * CSV columns: question (or text, input, query), context, answer (or label, output, completion),
+ * "aliases"?: [str...], "group"?, "split"?}. Chat line: {"messages": [{"role", "content"}...]}, the
+ * last assistant message is the answer. {"prompt", "completion"} and {"text"} are read too. CSV
+ * columns: question (or text, input, query), context, answer (or label, output, completion),
  * choices (separated by " | "), task. A CSV answer is text; it becomes an index where choices hold
  * it.
  */
@@ -25,7 +25,8 @@ struct cr_example {
     char *answer;     /* text of the answer; NULL: not given */
     char **aliases;   /* [n_aliases] other right answers */
     int n_aliases;
-    size_t line; /* in the file, from 1 */
+    char *group, *split; /* of evaluation files, such as "unseen" and "test"; NULL: not given */
+    size_t line;         /* in the file, from 1 */
 };
 
 struct cr_examples {

@@ -217,6 +217,10 @@ static enum cr_status example(struct cr_examples_reader *r, const json_t *o)
     }
     struct cr_example e = {.answer_index = -1};
     enum cr_status st = take_string(r, o, "task", &e.task);
+    if (!st)
+        st = take_string(r, o, "group", &e.group);
+    if (!st)
+        st = take_string(r, o, "split", &e.split);
     if (st)
         return st;
     switch (kind) {

@@ -41,9 +41,10 @@ static void test_task_lines(void **state)
     (void)state;
     assert_int_equal(
         parse("\xef\xbb\xbf{\"task\":\"t\",\"question\":\"q\",\"context\":\"c\",\"choices\":"
-              "[\"a\",\"b\"],\"answer\":1,\"extra\":{\"x\":[1]}}\r\n"
+              "[\"a\",\"b\"],\"answer\":1,\"group\":\"g\",\"extra\":{\"x\":[1]}}\r\n"
               "\n"
-              "{\"question\":\"capital?\",\"answer\":\"Rome\",\"aliases\":[\"Roma\"]}\n"
+              "{\"question\":\"capital?\",\"answer\":\"Rome\",\"aliases\":[\"Roma\"],\"split\":"
+              "\"test\"}\n"
               "{\"question\":\"x\",\"choices\":[\"a\",\"b\"],\"answer\":\"b\"}\n"
               "{\"question\":\"x\",\"context\":\"\",\"choices\":null,\"answer\":null}",
               "f.jsonl"),
@@ -53,6 +54,9 @@ static void test_task_lines(void **state)
     assert_string_equal(e.v[0].context, "c");
     assert_int_equal(e.v[0].answer_index, 1);
     assert_string_equal(e.v[0].answer, "b");
+    assert_string_equal(e.v[0].group, "g");
+    assert_null(e.v[0].split);
+    assert_string_equal(e.v[1].split, "test");
     assert_int_equal(e.v[1].line, 3);
     assert_string_equal(e.v[1].task, "");
     assert_int_equal(e.v[1].answer_index, -1);
