@@ -59,6 +59,13 @@ struct cr_model {
     char hash[65];
 };
 
+/* cr_model_open over an open file: takes g over, also on failure. path is for messages and info. */
+enum cr_status cr_model_from_gguf(cr_model **out, cr_gguf *g, const char *path,
+                                  const struct cr_model_options *opt, struct cr_error *err);
+/* rope.c: fills rope_freq and rope_mscale from the keys <arch>.rope.* and rope_freqs.weight. */
+enum cr_status cr_rope_setup(cr_model *m, const cr_gguf *g, const char *arch, struct cr_error *err);
+/* cos and sin of position pos for cr_kernels.rope_*: cs [rope_dim / 2, 2]. */
+void cr_rope_angles(const cr_model *m, int32_t pos, float *cs);
 /* Row `id` of the embedding as float32 [n_embd]. */
 void cr_model_embed(const cr_model *m, int32_t id, float *out);
 /* The n_out x n_in matrix of a linear layer. */

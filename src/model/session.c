@@ -1,0 +1,721 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The forward pass, for a chunk of up to CHUNK tokens at a time:
+ *
+ *     x = E[id]
+ *     for each layer:
+ *         q, k, v = W_q n, W_k n, W_v n              n = rmsnorm(x)
+ *         q, k = rope(q), rope(k);  k, v -> cache
+ *         x += W_o attention(q, cache)
+ *         x += W_down (silu(W_gate n) * (W_up n))    n = rmsnorm(x)
+ *     logits = W_out rmsnorm(x)
+ *
+ * Every W y may have a delta beside it: W y + B (A y).
+ *
+ * Why the result does not depend on chunking, packing or threads: work is split over tokens, heads
+ * and rows only, each output is one kernel call's business, and kernels.h promises that an output
+ * depends on its own inputs only. Token-wise work runs before each group of linears, in the order
+ * of the tokens; the row-wise products are the bulk and are split over all threads also for one
+ * token.
+ *
+ * Legend: t token of the chunk, E n_embd, Q q_dim = heads * D, KV kv_dim = kv heads * D, F n_ff,
+ * V n_vocab. Arrays of the chunk are dense: [n, width].
+ */
+#include "model/session.h"
+
+#include "base/log.h"
+#include "base/mem.h"
+
+#include <math.h>
+#include <string.h>
+
+enum {
+    CHUNK = 512,     /* tokens in one pass: enough to keep the kernels busy */
+    ROW_GRAIN = 16,  /* rows of a matrix that stay on one thread */
+    TOKEN_GRAIN = 4, /* tokens of elementwise work that stay on one thread */
+    RANK_TILE = 64,  /* ranks of a delta applied at a time; bounds `low` without knowing the rank */
+    TMP_ROWS = 256,  /* rows and tokens of a delta's product before it is added */
+    TMP_TOKENS = 16,
+    LOGIT_FLOATS = 1 << 20, /* logits held at a time, in whole tokens: 1 to MAX_LOGIT_ROWS */
+    MAX_LOGIT_ROWS = 64,
+    MAX_PARTS = 3
+};
+
+/* One product of a group that shares its input: y[t] = W in[t] + B (A in[t]). */
+struct part {
+    const struct cr_matrix *w;
+    float *y;                        /* [n, w->n_out] */
+    const struct cr_low_rank *delta; /* NULL: none */
+    float *low;                      /* [n, RANK_TILE] A in, one tile of ranks */
+};
+
+struct chunk_token {
+    struct cr_batch_token t;
+    int32_t cell;
+    size_t index; /* in the batch */
+};
+
+/* Makes the input of the next products for token t and returns it. */
+typedef const float *input_fn(cr_session *s, size_t t);
+
+struct cr_session {
+    cr_model *m;
+    const struct cr_kernels *k;
+    const cr_delta *delta;
+    uint64_t delta_id; /* 0: none */
+    int n_ctx, n_cells, n_ids;
+    bool has_logits;
+    size_t chunk, logit_rows;
+    int32_t *ids;      /* [n_ctx] what cr_session_sync remembers, n_ids of them */
+    uint16_t *k_cache; /* [n_layers, n_ctx, KV] float16 */
+    uint16_t *v_cache; /* [n_layers, n_ctx, KV] */
+    /* the chunk */
+    size_t n; /* tokens */
+    int layer;
+    struct chunk_token *tokens; /* [chunk] */
+    float *angles;              /* [chunk, D / 2, 2] cos, sin */
+    float *x;                   /* [chunk, E] the residual stream */
+    float *normed;              /* [chunk, E] */
+    float *att;                 /* [chunk, Q], the same memory as normed */
+    float *q;                   /* [chunk, Q] */
+    float *out;                 /* [chunk, E], the same memory as q */
+    float *k_new, *v_new;       /* [chunk, KV] */
+    float *gate, *up;           /* [chunk, F] */
+    char *quantised;            /* [chunk] rows of q8a blocks of the current input */
+    float *low;                 /* [MAX_PARTS, chunk, RANK_TILE] */
+    float *scores;              /* [threads, n_ctx] */
+    float *tmp;                 /* [threads, TMP_TOKENS, TMP_ROWS] */
+    float *logits;              /* [logit_rows, V] */
+    /* the group of products at work */
+    struct part parts[MAX_PARTS];
+    int n_parts, tile;
+    input_fn *input;
+    const float *in; /* [n, n_in] */
+    size_t n_in, quantised_bytes;
+    bool quantise;
+};
+
+/* ---- memory: one block, carved ---- */
+
+struct carver {
+    char *base; /* NULL: only count */
+    size_t at;
+};
+
+static void *carve(struct carver *c, size_t n, size_t size)
+{
+    size_t at = c->at;
+    c->at += (n * size + 63) / 64 * 64;
+    return c->base ? c->base + at : NULL;
+}
+
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Sets the pointers of s into base, where s itself stands first; returns the bytes of it all. */
+static size_t lay_out(cr_session *s, const cr_model *m, int n_ctx, char *base)
+{
+    struct carver c = {base, 0};
+    size_t ctx = (size_t)n_ctx, E = (size_t)m->n_embd, Q = (size_t)m->q_dim, F = (size_t)m->n_ff;
+    size_t KV = (size_t)m->kv_dim, V = (size_t)m->n_vocab, L = (size_t)m->n_layers;
+    size_t threads = (size_t)cr_threads_count(m->threads);
+    size_t n = ctx < CHUNK ? ctx : CHUNK;
+    carve(&c, 1, sizeof *s);
+    s->chunk = n;
+    s->logit_rows = LOGIT_FLOATS / V;
+    s->logit_rows = s->logit_rows < 1 ? 1 : s->logit_rows;
+    s->logit_rows = s->logit_rows < MAX_LOGIT_ROWS ? s->logit_rows : MAX_LOGIT_ROWS;
+    s->logit_rows = s->logit_rows < n ? s->logit_rows : n;
+    s->ids = carve(&c, ctx, sizeof *s->ids);
+    s->tokens = carve(&c, n, sizeof *s->tokens);
+    s->angles = carve(&c, n * (size_t)m->rope_dim, sizeof(float));
+    s->x = carve(&c, n * E, sizeof(float));
+    s->normed = s->att = carve(&c, n * larger(E, Q), sizeof(float));
+    s->q = s->out = carve(&c, n * larger(E, Q), sizeof(float));
+    s->k_new = carve(&c, n * KV, sizeof(float));
+    s->v_new = carve(&c, n * KV, sizeof(float));
+    s->gate = carve(&c, n * F, sizeof(float));
+    s->up = carve(&c, n * F, sizeof(float));
+    s->quantised_bytes = larger(larger(E, Q), F) / CR_QK * sizeof(struct cr_block_q8a);
+    s->quantised = carve(&c, n, s->quantised_bytes);
+    s->low = carve(&c, MAX_PARTS * n * RANK_TILE, sizeof(float));
+    s->scores = carve(&c, threads * ctx, sizeof(float));
+    s->tmp = carve(&c, threads * TMP_TOKENS * TMP_ROWS, sizeof(float));
+    s->logits = carve(&c, s->logit_rows * V, sizeof(float));
+    s->k_cache = carve(&c, L * ctx * KV, sizeof *s->k_cache);
+    s->v_cache = carve(&c, L * ctx * KV, sizeof *s->v_cache);
+    return c.at;
+}
+
+size_t cr_session_bytes(const cr_model *m, int n_ctx)
+{
+    cr_session counted = {0};
+    n_ctx = n_ctx ? n_ctx : m->n_ctx_train;
+    return m->layers && n_ctx > 0 && n_ctx <= CR_MAX_CTX ? lay_out(&counted, m, n_ctx, NULL) : 0;
+}
+
+enum cr_status cr_session_new(cr_session **out, cr_model *m, int n_ctx, struct cr_error *err)
+{
+    *out = NULL;
+    if (!m->layers)
+        return cr_error_set(err, CR_INVALID, "session: %s was opened for its vocabulary only",
+                            m->path);
+    if (n_ctx < 0 || n_ctx > CR_MAX_CTX)
+        return cr_error_set(err, CR_INVALID,
+                            "session: want a context of 1 to %d tokens (0: the "
+                            "model's %d), got %d",
+                            CR_MAX_CTX, m->n_ctx_train, n_ctx);
+    n_ctx = n_ctx ? n_ctx : m->n_ctx_train;
+    if (n_ctx > m->n_ctx_train)
+        cr_log(CR_LOG_WARN, "session: context of %d tokens, but %s was trained for %d", n_ctx,
+               m->path, m->n_ctx_train);
+    size_t bytes = cr_session_bytes(m, n_ctx);
+    /* not cleared: pages of the cache become real when they are first written */
+    char *block = cr_alloc(1, bytes);
+    if (!block)
+        return cr_error_set(err, CR_NO_MEMORY, "session: out of memory: %d tokens need %zu bytes",
+                            n_ctx, bytes);
+    cr_session *s = (cr_session *)block;
+    *s = (cr_session){.m = m, .k = m->k, .n_ctx = n_ctx};
+    lay_out(s, m, n_ctx, block);
+    *out = s;
+    return CR_OK;
+}
+
+void cr_session_free(cr_session *s)
+{
+    cr_free(s);
+}
+
+/* ---- groups of products ---- */
+
+static bool takes_floats(uint32_t type)
+{
+    return type == CR_F32 || type == CR_F16 || type == CR_BF16;
+}
+
+static size_t ranks_in_tile(const struct cr_low_rank *d, int tile)
+{
+    int left = d->rank - tile * RANK_TILE;
+    return (size_t)(left <= 0 ? 0 : left < RANK_TILE ? left : RANK_TILE);
+}
+
+/* low[t] = A[tile] in[t] for tokens [begin, end) of each part with a delta. */
+static void low_pass(void *ud, size_t begin, size_t end, int thread)
+{
+    (void)thread;
+    cr_session *s = ud;
+    for (int i = 0; i < s->n_parts; i++) {
+        const struct part *p = &s->parts[i];
+        size_t ranks = p->delta ? ranks_in_tile(p->delta, s->tile) : 0;
+        if (ranks)
+            s->k->matmul[CR_F32](p->low + begin * RANK_TILE, RANK_TILE,
+                                 p->delta->a + (size_t)s->tile * RANK_TILE * s->n_in,
+                                 s->n_in * sizeof(float), s->in + begin * s->n_in,
+                                 s->n_in * sizeof(float), ranks, end - begin, s->n_in);
+    }
+}
+
+/* Inputs of tokens [begin, end), in the formats that the products take. */
+static void input_pass(void *ud, size_t begin, size_t end, int thread)
+{
+    cr_session *s = ud;
+    for (size_t t = begin; t < end; t++) {
+        const float *in = s->input(s, t);
+        if (s->quantise)
+            s->k->quantize_q8a(
+                (struct cr_block_q8a *)(void *)(s->quantised + t * s->quantised_bytes), in,
+                s->n_in);
+    }
+    low_pass(s, begin, end, thread);
+}
+
+/* y[t, r] += B[r, tile] low[t] for rows [begin, end) of a part. */
+static void add_delta(cr_session *s, const struct part *p, size_t begin, size_t end, int thread)
+{
+    size_t ranks = p->delta ? ranks_in_tile(p->delta, s->tile) : 0, n_out = (size_t)p->w->n_out;
+    if (!ranks)
+        return;
+    float *tmp = s->tmp + (size_t)thread * TMP_TOKENS * TMP_ROWS;
+    size_t rank = (size_t)p->delta->rank;
+    for (size_t r = begin; r < end; r += TMP_ROWS) {
+        size_t rows = end - r < TMP_ROWS ? end - r : TMP_ROWS;
+        const float *b = p->delta->b + r * rank + (size_t)s->tile * RANK_TILE;
+        for (size_t t = 0; t < s->n; t += TMP_TOKENS) {
+            size_t n = s->n - t < TMP_TOKENS ? s->n - t : TMP_TOKENS;
+            s->k->matmul[CR_F32](tmp, TMP_ROWS, b, rank * sizeof(float), p->low + t * RANK_TILE,
+                                 RANK_TILE * sizeof(float), rows, n, ranks);
+            for (size_t i = 0; i < n; i++)
+                s->k->add(p->y + (t + i) * n_out + r, tmp + i * TMP_ROWS, rows);
+        }
+    }
+}
+
+/* Calls fn for the piece of each part that lies in rows [begin, end) of all parts stacked. */
+static void each_part(cr_session *s, size_t begin, size_t end, int thread,
+                      void (*fn)(cr_session *, const struct part *, size_t, size_t, int))
+{
+    size_t first = 0;
+    for (int i = 0; i < s->n_parts; i++) {
+        size_t last = first + (size_t)s->parts[i].w->n_out;
+        size_t b = larger(begin, first), e = end < last ? end : last;
+        if (b < e)
+            fn(s, &s->parts[i], b - first, e - first, thread);
+        first = last;
+    }
+}
+
+static void multiply(cr_session *s, const struct part *p, size_t begin, size_t end, int thread)
+{
+    const struct cr_matrix *w = p->w;
+    bool floats = takes_floats(w->type);
+    s->k->matmul[w->type](
+        p->y + begin, (size_t)w->n_out, (const char *)w->data + begin * w->row_bytes, w->row_bytes,
+        floats ? (const void *)s->in : s->quantised,
+        floats ? s->n_in * sizeof(float) : s->quantised_bytes, end - begin, s->n, s->n_in);
+    add_delta(s, p, begin, end, thread);
+}
+
+static void row_pass(void *ud, size_t begin, size_t end, int thread)
+{
+    each_part(ud, begin, end, thread, multiply);
+}
+
+static void delta_pass(void *ud, size_t begin, size_t end, int thread)
+{
+    each_part(ud, begin, end, thread, add_delta);
+}
+
+static void by_tokens(cr_session *s, cr_rows_fn *pass)
+{
+    cr_threads_run(s->m->threads, s->n, TOKEN_GRAIN, pass, s);
+}
+
+/* Runs the products in s->parts. The first tile of a delta goes along; ranks past it, which are
+ * rare, take further rounds. */
+static void multiply_parts(cr_session *s, input_fn *input, const float *in)
+{
+    size_t rows = 0;
+    int rank = 0;
+    s->quantise = false;
+    s->n_in = (size_t)s->parts[0].w->n_in;
+    s->input = input;
+    s->in = in;
+    s->tile = 0;
+    for (int i = 0; i < s->n_parts; i++) {
+        struct part *p = &s->parts[i];
+        p->low = s->low + (size_t)i * s->chunk * RANK_TILE;
+        rows += (size_t)p->w->n_out;
+        rank = p->delta && p->delta->rank > rank ? p->delta->rank : rank;
+        s->quantise |= !takes_floats(p->w->type);
+    }
+    by_tokens(s, input_pass);
+    cr_threads_run(s->m->threads, rows, ROW_GRAIN, row_pass, s);
+    for (s->tile = 1; s->tile * RANK_TILE < rank; s->tile++) {
+        by_tokens(s, low_pass);
+        cr_threads_run(s->m->threads, rows, ROW_GRAIN, delta_pass, s);
+    }
+}
+
+static void set_part(cr_session *s, int i, enum cr_linear lin, float *y)
+{
+    const struct cr_low_rank *d = s->delta ? cr_delta_at(s->delta, s->layer, lin) : NULL;
+    s->parts[i] = (struct part){
+        .w = &s->m->layers[s->layer].lin[lin], .y = y, .delta = d && d->rank > 0 ? d : NULL};
+    s->n_parts = i + 1;
+}
+
+/* ---- the steps of a layer ---- */
+
+static const float *norm_for_attention(cr_session *s, size_t t)
+{
+    size_t E = (size_t)s->m->n_embd;
+    s->k->rmsnorm(s->normed + t * E, s->x + t * E, s->m->layers[s->layer].attn_norm, E,
+                  s->m->norm_eps);
+    return s->normed + t * E;
+}
+
+/* Bias, norm and rotation of the heads of one vector. */
+static void turn_heads(const cr_session *s, float *x, int n_heads, const float *bias,
+                       const float *norm, const float *angles)
+{
+    size_t D = (size_t)s->m->head_dim;
+    if (bias)
+        s->k->add(x, bias, (size_t)n_heads * D);
+    for (int h = 0; h < n_heads; h++, x += D) {
+        if (norm)
+            s->k->rmsnorm(x, x, norm, D, s->m->norm_eps);
+        (s->m->rope_neox ? s->k->rope_neox : s->k->rope_norm)(x, angles, D);
+    }
+}
+
+/* q, k and v of tokens [begin, end) become ready; k and v go into the cache. */
+static void place_heads(void *ud, size_t begin, size_t end, int thread)
+{
+    (void)thread;
+    cr_session *s = ud;
+    const cr_model *m = s->m;
+    const struct cr_layer *w = &m->layers[s->layer];
+    size_t KV = (size_t)m->kv_dim, layer = (size_t)s->layer * (size_t)s->n_ctx;
+    for (size_t t = begin; t < end; t++) {
+        const float *angles = s->angles + t * (size_t)m->rope_dim;
+        float *k = s->k_new + t * KV, *v = s->v_new + t * KV;
+        turn_heads(s, s->q + t * (size_t)m->q_dim, m->n_heads, w->bias_q, w->norm_q, angles);
+        turn_heads(s, k, m->n_kv_heads, w->bias_k, w->norm_k, angles);
+        if (w->bias_v)
+            s->k->add(v, w->bias_v, KV);
+        size_t at = (layer + (size_t)s->tokens[t].cell) * KV;
+        s->k->f32_to_f16(s->k_cache + at, k, KV);
+        s->k->f32_to_f16(s->v_cache + at, v, KV);
+    }
+}
+
+/* One head of one token over the cells that it sees: first the shared prefix, then its segment. */
+static void attend_one(cr_session *s, size_t t, int head, float *scores)
+{
+    const cr_model *m = s->m;
+    const struct cr_batch_token *tok = &s->tokens[t].t;
+    size_t D = (size_t)m->head_dim, KV = (size_t)m->kv_dim;
+    size_t n_pre = (size_t)(tok->pre_end - tok->pre_begin);
+    size_t n_seg = (size_t)(s->tokens[t].cell + 1 - tok->seg_begin);
+    size_t kv_head = (size_t)(head / (m->n_heads / m->n_kv_heads));
+    size_t layer = (size_t)s->layer * (size_t)s->n_ctx;
+    size_t pre = (layer + (size_t)tok->pre_begin) * KV + kv_head * D;
+    size_t seg = (layer + (size_t)tok->seg_begin) * KV + kv_head * D;
+    const float *q = s->q + t * (size_t)m->q_dim + (size_t)head * D;
+    float *y = s->att + t * (size_t)m->q_dim + (size_t)head * D;
+    float scale = 1.0f / sqrtf((float)m->head_dim);
+    if (n_pre)
+        s->k->attn_scores_f16(scores, q, s->k_cache + pre, KV, n_pre, D, scale);
+    s->k->attn_scores_f16(scores + n_pre, q, s->k_cache + seg, KV, n_seg, D, scale);
+    s->k->softmax(scores, n_pre + n_seg);
+    memset(y, 0, D * sizeof *y);
+    if (n_pre)
+        s->k->attn_mix_f16(y, scores, s->v_cache + pre, KV, n_pre, D);
+    s->k->attn_mix_f16(y, scores + n_pre, s->v_cache + seg, KV, n_seg, D);
+}
+
+/* Items are heads times tokens, head by head, so that a head's cache is read while it is near. */
+static void attend(void *ud, size_t begin, size_t end, int thread)
+{
+    cr_session *s = ud;
+    for (size_t i = begin; i < end; i++)
+        attend_one(s, i % s->n, (int)(i / s->n), s->scores + (size_t)thread * (size_t)s->n_ctx);
+}
+
+static const float *attended(cr_session *s, size_t t)
+{
+    return s->att + t * (size_t)s->m->q_dim;
+}
+
+static const float *norm_for_ffn(cr_session *s, size_t t)
+{
+    size_t E = (size_t)s->m->n_embd;
+    s->k->add(s->x + t * E, s->out + t * E, E);
+    s->k->rmsnorm(s->normed + t * E, s->x + t * E, s->m->layers[s->layer].ffn_norm, E,
+                  s->m->norm_eps);
+    return s->normed + t * E;
+}
+
+static const float *gate_and_up(cr_session *s, size_t t)
+{
+    size_t F = (size_t)s->m->n_ff;
+    s->k->silu_mul(s->gate + t * F, s->up + t * F, F);
+    return s->gate + t * F;
+}
+
+static void add_ffn(void *ud, size_t begin, size_t end, int thread)
+{
+    (void)thread;
+    cr_session *s = ud;
+    size_t E = (size_t)s->m->n_embd;
+    s->k->add(s->x + begin * E, s->out + begin * E, (end - begin) * E);
+}
+
+static const float *norm_for_output(cr_session *s, size_t t)
+{
+    size_t E = (size_t)s->m->n_embd;
+    s->k->rmsnorm(s->normed + t * E, s->x + t * E, s->m->output_norm, E, s->m->norm_eps);
+    return s->normed + t * E;
+}
+
+/* ---- a chunk ---- */
+
+static void embed(void *ud, size_t begin, size_t end, int thread)
+{
+    (void)thread;
+    cr_session *s = ud;
+    for (size_t t = begin; t < end; t++) {
+        cr_model_embed(s->m, s->tokens[t].t.id, s->x + t * (size_t)s->m->n_embd);
+        cr_rope_angles(s->m, s->tokens[t].t.pos, s->angles + t * (size_t)s->m->rope_dim);
+    }
+}
+
+/* Once k and v of the last layer are in the cache, only the tokens whose result is wanted go on. */
+static void keep_wanted(cr_session *s, bool any)
+{
+    size_t E = (size_t)s->m->n_embd, Q = (size_t)s->m->q_dim, n = 0;
+    for (size_t t = 0; t < s->n && any; t++) {
+        if (!s->tokens[t].t.want)
+            continue;
+        if (n != t) {
+            s->tokens[n] = s->tokens[t];
+            memcpy(s->x + n * E, s->x + t * E, E * sizeof(float));
+            memcpy(s->q + n * Q, s->q + t * Q, Q * sizeof(float));
+        }
+        n++;
+    }
+    s->n = n;
+}
+
+static void give_hidden(cr_session *s, const struct cr_batch *b)
+{
+    for (size_t t = 0; t < s->n; t++)
+        if (s->tokens[t].t.want)
+            b->on_hidden(b->ud, s->tokens[t].index, s->x + t * (size_t)s->m->n_embd);
+}
+
+/* Logits of all tokens that are left, as many at a time as the buffer holds. */
+static void give_logits(cr_session *s, const struct cr_batch *b)
+{
+    size_t E = (size_t)s->m->n_embd, V = (size_t)s->m->n_vocab, n_all = s->n;
+    for (size_t done = 0; done < n_all; done += s->n) {
+        s->n = n_all - done < s->logit_rows ? n_all - done : s->logit_rows;
+        if (done)
+            memmove(s->x, s->x + done * E, s->n * E * sizeof(float));
+        s->parts[0] = (struct part){.w = &s->m->output, .y = s->logits};
+        s->n_parts = 1;
+        multiply_parts(s, norm_for_output, s->normed);
+        for (size_t t = 0; t < s->n; t++)
+            b->on_logits(b->ud, s->tokens[done + t].index, s->logits + t * V);
+    }
+}
+
+/* Runs s->tokens [n], whose cells follow those that are there. */
+static void run_chunk(cr_session *s, size_t n, const struct cr_batch *b)
+{
+    const cr_model *m = s->m;
+    const int tap = b->on_hidden ? b->hidden_layer : m->n_layers;
+    const int last = b->on_hidden && b->stop_at_hidden ? tap : m->n_layers - 1;
+    s->n = n;
+    by_tokens(s, embed);
+    if (tap == -1)
+        give_hidden(s, b);
+    for (s->layer = 0; s->layer <= last; s->layer++) {
+        set_part(s, 0, CR_LIN_Q, s->q);
+        set_part(s, 1, CR_LIN_K, s->k_new);
+        set_part(s, 2, CR_LIN_V, s->v_new);
+        multiply_parts(s, norm_for_attention, s->normed);
+
+        by_tokens(s, place_heads);
+        if (s->layer == last)
+            keep_wanted(s, tap == last || (b->on_logits && last == m->n_layers - 1));
+        if (s->n == 0)
+            break;
+        cr_threads_run_dynamic(m->threads, s->n * (size_t)m->n_heads,
+                               s->n < ROW_GRAIN ? s->n : ROW_GRAIN, attend, s);
+        set_part(s, 0, CR_LIN_O, s->out);
+        multiply_parts(s, attended, s->att);
+
+        set_part(s, 0, CR_LIN_GATE, s->gate);
+        set_part(s, 1, CR_LIN_UP, s->up);
+        multiply_parts(s, norm_for_ffn, s->normed);
+
+        set_part(s, 0, CR_LIN_DOWN, s->out);
+        multiply_parts(s, gate_and_up, s->gate);
+        by_tokens(s, add_ffn);
+        if (s->layer == tap)
+            give_hidden(s, b);
+    }
+    if (b->on_logits && last == m->n_layers - 1)
+        give_logits(s, b);
+    s->n_cells += (int)n;
+}
+
+/* ---- batches ---- */
+
+void cr_session_reset(cr_session *s)
+{
+    cr_session_truncate(s, 0);
+}
+
+void cr_session_truncate(cr_session *s, int n)
+{
+    n = n > 0 ? n : 0;
+    s->n_cells = s->n_cells < n ? s->n_cells : n;
+    s->n_ids = s->n_ids < s->n_cells ? s->n_ids : s->n_cells;
+    s->has_logits = false;
+}
+
+static enum cr_status check_room(const cr_session *s, size_t n, struct cr_error *err)
+{
+    if (s->delta && s->delta->n_layers != s->m->n_layers)
+        return cr_error_set(err, CR_INVALID, "session: the delta has %d layers, the model %d",
+                            s->delta->n_layers, s->m->n_layers);
+    if (n > (size_t)(s->n_ctx - s->n_cells))
+        return cr_error_set(err, CR_LIMIT,
+                            "session: %zu tokens after %d do not fit in a context of %d", n,
+                            s->n_cells, s->n_ctx);
+    return CR_OK;
+}
+
+static enum cr_status check_token(const cr_session *s, size_t i, const struct cr_batch_token *t,
+                                  struct cr_error *err)
+{
+    int64_t cell = (int64_t)s->n_cells + (int64_t)i;
+    if (t->id < 0 || t->id >= s->m->n_vocab)
+        return cr_error_set(err, CR_INVALID, "session: token %zu: want an id from 0 to %d, got %d",
+                            i, s->m->n_vocab - 1, (int)t->id);
+    if (t->pos < 0 || t->pos >= CR_MAX_CTX)
+        return cr_error_set(err, CR_INVALID,
+                            "session: token %zu: want a position from 0 to %d, "
+                            "got %d",
+                            i, CR_MAX_CTX - 1, (int)t->pos);
+    if (t->seg_begin < 0 || t->seg_begin > cell || t->pre_begin < 0 || t->pre_begin > t->pre_end ||
+        t->pre_end > cell || (t->pre_begin < t->pre_end && t->pre_end > t->seg_begin))
+        return cr_error_set(
+            err, CR_INVALID, "session: token %zu in cell %d: bad ranges [%d,%d) and [%d,%d]", i,
+            (int)cell, (int)t->pre_begin, (int)t->pre_end, (int)t->seg_begin, (int)cell);
+    return CR_OK;
+}
+
+enum cr_status cr_session_run(cr_session *s, const struct cr_batch *b, struct cr_error *err)
+{
+    enum cr_status status = check_room(s, b->n, err);
+    for (size_t i = 0; i < b->n && status == CR_OK; i++)
+        status = check_token(s, i, &b->tokens[i], err);
+    if (status == CR_OK && b->on_hidden &&
+        (b->hidden_layer < -1 || b->hidden_layer >= s->m->n_layers))
+        status = cr_error_set(err, CR_INVALID, "session: want a hidden layer from -1 to %d, got %d",
+                              s->m->n_layers - 1, b->hidden_layer);
+    if (status != CR_OK)
+        return status;
+    s->has_logits = false;
+    for (size_t done = 0; done < b->n;) {
+        if (b->cancelled && b->cancelled(b->ud))
+            return cr_error_set(err, CR_CANCELLED, "session: cancelled after %zu of %zu tokens",
+                                done, b->n);
+        size_t n = b->n - done < s->chunk ? b->n - done : s->chunk;
+        for (size_t t = 0; t < n; t++)
+            s->tokens[t] =
+                (struct chunk_token){b->tokens[done + t], s->n_cells + (int32_t)t, done + t};
+        run_chunk(s, n, b);
+        done += n;
+    }
+    return CR_OK;
+}
+
+/* ---- one sequence ---- */
+
+static void keep_logits(void *ud, size_t token, const float *logits)
+{
+    (void)token;
+    (void)logits; /* they stay in the first row of s->logits */
+    ((cr_session *)ud)->has_logits = true;
+}
+
+/* Appends ids to the plain sequence and runs them; logits for the last. */
+static void append(cr_session *s, const int32_t *ids, size_t n)
+{
+    const struct cr_batch b = {.on_logits = keep_logits, .ud = s};
+    s->has_logits = false;
+    for (size_t done = 0; done < n;) {
+        size_t k = n - done < s->chunk ? n - done : s->chunk;
+        for (size_t t = 0; t < k; t++) {
+            int32_t cell = s->n_cells + (int32_t)t;
+            struct cr_batch_token tok = {
+                .id = ids[done + t], .pos = cell, .want = done + t == n - 1};
+            s->tokens[t] = (struct chunk_token){tok, cell, done + t};
+        }
+        memcpy(s->ids + s->n_ids, ids + done, k * sizeof *ids);
+        run_chunk(s, k, &b);
+        s->n_ids += (int)k;
+        done += k;
+    }
+}
+
+static enum cr_status check_ids(const cr_session *s, const int32_t *ids, size_t n,
+                                struct cr_error *err)
+{
+    for (size_t i = 0; i < n; i++) {
+        const struct cr_batch_token t = {.id = ids[i]};
+        enum cr_status status = check_token(s, i, &t, err);
+        if (status != CR_OK)
+            return status;
+    }
+    return CR_OK;
+}
+
+enum cr_status cr_session_sync(cr_session *s, const int32_t *ids, size_t n, size_t *n_run,
+                               struct cr_error *err)
+{
+    if (n_run)
+        *n_run = 0;
+    if (n == 0)
+        return cr_error_set(err, CR_INVALID, "session: want at least one token, got none");
+    if (n > (size_t)s->n_ctx)
+        return cr_error_set(err, CR_LIMIT, "session: %zu tokens do not fit in a context of %d", n,
+                            s->n_ctx);
+    enum cr_status status = check_ids(s, ids, n, err);
+    if (status != CR_OK)
+        return status;
+    size_t same = 0;
+    while (same < n - 1 && same < (size_t)s->n_ids && s->ids[same] == ids[same])
+        same++;
+    cr_session_truncate(s, (int)same);
+    status = check_room(s, n - same, err);
+    if (status != CR_OK)
+        return status;
+    append(s, ids + same, n - same);
+    if (n_run)
+        *n_run = n - same;
+    return CR_OK;
+}
+
+enum cr_status cr_session_step(cr_session *s, int32_t id, struct cr_error *err)
+{
+    enum cr_status status = check_ids(s, &id, 1, err);
+    if (s->n_cells > s->n_ids)
+        cr_session_truncate(s, s->n_ids); /* cells of another batch are not part of the sequence */
+    if (status == CR_OK)
+        status = check_room(s, 1, err);
+    if (status == CR_OK)
+        append(s, &id, 1);
+    return status;
+}
+
+void cr_session_set_delta(cr_session *s, const cr_delta *delta)
+{
+    uint64_t id = delta ? delta->id : 0;
+    if (id != s->delta_id)
+        cr_session_reset(s);
+    s->delta = delta;
+    s->delta_id = id;
+}
+
+const float *cr_session_logits(const cr_session *s)
+{
+    return s->has_logits ? s->logits : NULL;
+}
+
+int cr_session_length(const cr_session *s)
+{
+    return s->n_cells;
+}
+
+int cr_session_ctx(const cr_session *s)
+{
+    return s->n_ctx;
+}
+
+cr_model *cr_session_model(const cr_session *s)
+{
+    return s->m;
+}
+
+const cr_delta *cr_session_delta(const cr_session *s)
+{
+    return s->delta;
+}
