@@ -2,10 +2,22 @@
 /* Which level of kernels runs: asked by name, by $CR_CPU, or the best that this machine has. */
 #include "kernels/levels.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #include <stdlib.h>
 #include <string.h>
 
 static const char *const level_names[CR_CPU_COUNT] = {"ref", "avx2", "avx512", "neon"};
+
+#if defined(__x86_64__)
+/* Not every compiler's __builtin_cpu_supports knows F16C. It works on the same registers as AVX. */
+static bool has_f16c(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
+}
+#endif
 
 /* __builtin_cpu_supports asks the operating system too (XGETBV), not the processor alone. */
 bool cr_cpu_has(enum cr_cpu level)
@@ -13,6 +25,10 @@ bool cr_cpu_has(enum cr_cpu level)
     switch (level) {
     case CR_CPU_REF:
         return true;
+#if defined(__x86_64__)
+    case CR_CPU_AVX2:
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+#endif
     default:
         return false;
     }
@@ -23,6 +39,10 @@ const struct cr_kernels *cr_kernels_level(enum cr_cpu level)
     if (!cr_cpu_has(level))
         return NULL;
     switch (level) {
+#if defined(__x86_64__)
+    case CR_CPU_AVX2:
+        return &cr_kernels_avx2;
+#endif
     default:
         return &cr_kernels_ref;
     }

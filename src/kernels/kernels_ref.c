@@ -9,6 +9,7 @@
  * Q4_1)
  */
 #include "kernels/levels.h"
+#include "kernels/plain.h"
 
 #include <float.h>
 #include <math.h>
@@ -72,7 +73,7 @@ static float row_q8_0(const unsigned char *w, const unsigned char *x, size_t n)
         int32_t dot = 0;
         for (int j = 0; j < CR_QK; j++)
             dot += a.q[j] * b.q[j];
-        sum += cr_f16_to_f32(a.d) * b.d * (float)dot;
+        sum = fmaf(cr_f16_to_f32(a.d) * b.d, (float)dot, sum);
     }
     return sum;
 }
@@ -88,7 +89,7 @@ static float row_q4_0(const unsigned char *w, const unsigned char *x, size_t n)
         int32_t dot = 0;
         for (int j = 0; j < 16; j++)
             dot += ((a.q[j] & 15) - 8) * b.q[j] + ((a.q[j] >> 4) - 8) * b.q[j + 16];
-        sum += cr_f16_to_f32(a.d) * b.d * (float)dot;
+        sum = fmaf(cr_f16_to_f32(a.d) * b.d, (float)dot, sum);
     }
     return sum;
 }
@@ -104,8 +105,8 @@ static float row_q4_1(const unsigned char *w, const unsigned char *x, size_t n)
         int32_t dot = 0;
         for (int j = 0; j < 16; j++)
             dot += (a.q[j] & 15) * b.q[j] + (a.q[j] >> 4) * b.q[j + 16];
-        sum += cr_f16_to_f32(a.d) * b.d * (float)dot;
-        sum += cr_f16_to_f32(a.m) * b.s;
+        sum = fmaf(cr_f16_to_f32(a.d) * b.d, (float)dot, sum);
+        sum = fmaf(cr_f16_to_f32(a.m), b.s, sum);
     }
     return sum;
 }
@@ -199,18 +200,6 @@ static void silu_mul(float *g, const float *u, size_t n)
         g[i] = g[i] / (1 + expf(-g[i])) * u[i];
 }
 
-static void add(float *y, const float *x, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        y[i] += x[i];
-}
-
-static void axpy(float *y, float a, const float *x, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        y[i] += a * x[i];
-}
-
 static float dot(const float *a, const float *b, size_t n)
 {
     float sum = 0;
@@ -245,15 +234,6 @@ static void rope_norm(float *x, const float *cs, size_t d)
         float a = x[2 * i], b = x[2 * i + 1], c = cs[2 * i], s = cs[2 * i + 1];
         x[2 * i] = a * c - b * s;
         x[2 * i + 1] = a * s + b * c;
-    }
-}
-
-static void rope_neox(float *x, const float *cs, size_t d)
-{
-    for (size_t i = 0; i < d / 2; i++) {
-        float a = x[i], b = x[i + d / 2], c = cs[2 * i], s = cs[2 * i + 1];
-        x[i] = a * c - b * s;
-        x[i + d / 2] = a * s + b * c;
     }
 }
 

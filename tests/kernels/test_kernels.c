@@ -1,0 +1,961 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Every kernel of every level that this machine has, against double precision or the reference.
+ * Exact where arithmetic is exact (small integers, codes, quantised products), else within bounds
+ * derived in docs/numerics.md. Outputs are poisoned, buffers begin at odd offsets and stand between
+ * guard bytes.
+ *
+ *     test_kernels [--kernel=PATTERN] [--cpu=LEVEL] [--seed=N] [--bench [--csv]]
+ */
+#include "base/mem.h"
+#include "base/rng.h"
+#include "kernels/kernels.h"
+
+#include <fnmatch.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+static const enum cr_type types[] = {CR_F32, CR_F16, CR_BF16, CR_Q8_0, CR_Q4_0, CR_Q4_1};
+static const size_t lengths[] = {0,  1,  2,  3,  7,  8,  15, 16,  17,   31,
+                                 32, 33, 63, 64, 65, 96, 80, 576, 1023, 4096};
+enum { N_TYPES = sizeof types / sizeof types[0], N_LENGTHS = sizeof lengths / sizeof lengths[0] };
+enum { GUARD = 64, POISON = 0xa5, MAX_FAILURES = 20 };
+
+static struct cr_rng rng;
+static const struct cr_kernels *K, *ref; /* the level under test, and the reference */
+static const char *at = "";              /* the kernel under test */
+static int n_failed;
+static uint64_t n_checked;
+
+/* A failed check says where and goes on, so that one run shows all that is wrong. */
+#define CHECK(ok, ...)                                                                             \
+    do {                                                                                           \
+        n_checked++;                                                                               \
+        if (!(ok) && n_failed++ < MAX_FAILURES) {                                                  \
+            printf("  FAIL %s %s, line %d: ", K->name, at, __LINE__);                              \
+            printf(__VA_ARGS__);                                                                   \
+            putchar('\n');                                                                         \
+        }                                                                                          \
+    } while (0)
+
+/* ---- buffers --------------------------------------------------------------------------- */
+
+struct buf {
+    unsigned char *raw, *data;
+    size_t size;
+};
+
+/* size bytes at `offset` from an aligned address, poisoned, a guard on each side. */
+static struct buf buf_new(size_t size, size_t offset)
+{
+    struct buf b = {cr_alloc(2 * GUARD + offset + size, 1), NULL, size};
+    if (!b.raw) {
+        fputs("out of memory\n", stderr);
+        exit(4);
+    }
+    memset(b.raw, POISON, 2 * GUARD + offset + size);
+    b.data = b.raw + GUARD + offset;
+    return b;
+}
+
+static void buf_free(struct buf *b)
+{
+    bool clean = true;
+    for (int i = 0; i < GUARD; i++)
+        clean = clean && b->data[-1 - i] == POISON && b->data[b->size + (size_t)i] == POISON;
+    CHECK(clean, "bytes outside of the buffer were written");
+    cr_free(b->raw);
+}
+
+static float *floats(struct buf *b)
+{
+    return (float *)(void *)b->data;
+}
+
+static double uniform(double lo, double hi)
+{
+    return lo + (hi - lo) * cr_rng_double(&rng);
+}
+
+static size_t below(size_t n)
+{
+    return (size_t)cr_rng_below(&rng, n);
+}
+
+static bool same_bits(const void *a, const void *b, size_t n)
+{
+    return n == 0 || memcmp(a, b, n) == 0;
+}
+
+/* Equal numbers, or both NaN. */
+static bool same(float a, float b)
+{
+    return a == b || (isnan(a) && isnan(b));
+}
+
+static double gamma_of(double m)
+{
+    return m * 0x1p-24 / (1 - m * 0x1p-24);
+}
+
+/* Lanes of one float sum at a level; its longest chain of additions is n / lanes and the tree. */
+static double chain(size_t n)
+{
+    static const size_t lanes[CR_CPU_COUNT] = {1, 8, 16, 4};
+    return (double)(n / lanes[K->level]) + 8;
+}
+
+enum pattern { ZERO, MOST, ALTERNATE, SUBNORMAL, REALS, N_PATTERNS };
+
+static float pattern_value(enum pattern p, size_t i)
+{
+    switch (p) {
+    case ZERO:
+        return 0;
+    case MOST:
+        return 1e15f;
+    case ALTERNATE:
+        return i % 2 ? -1.0f : 1.0f;
+    case SUBNORMAL:
+        return (float)uniform(-1e-39, 1e-39);
+    default:
+        return (float)uniform(-1, 1);
+    }
+}
+
+/* ---- products -------------------------------------------------------------------------- */
+
+enum filling { INTEGERS, RANDOM_REALS };
+
+/* A problem: weights and activations in the type's formats, and the same numbers as double. */
+struct product {
+    enum cr_type type;
+    size_t rows, n_tok, n, row_bytes, x_bytes, ldy;
+    struct buf w, x;
+    double *wd, *xd, *md; /* exact values; md: what Q4_1's minimum adds, n / 32 per row */
+};
+
+static bool blocked(enum cr_type type)
+{
+    return cr_type_info(type)->block > 1;
+}
+
+static uint16_t f16(double v)
+{
+    return cr_f32_to_f16((float)v);
+}
+
+static void fill_block(struct product *p, unsigned char *dst, double *wd, double *md,
+                       enum filling how)
+{
+    bool ints = how == INTEGERS;
+    uint16_t d = ints ? f16(ldexp(1, (int)below(3) - 1)) : f16(uniform(-0.02, 0.02));
+    uint16_t m = ints ? f16((double)below(9) - 4) : f16(uniform(-0.2, 0.2));
+    double dv = cr_f16_to_f32(d);
+    uint8_t code[CR_QK];
+    for (int j = 0; j < CR_QK; j++) {
+        if (p->type == CR_Q8_0)
+            code[j] = (uint8_t)(ints ? (int)below(31) - 15 : (int)below(256) - 128);
+        else
+            code[j] = (uint8_t)below(16);
+        double q = p->type == CR_Q8_0   ? (int8_t)code[j]
+                   : p->type == CR_Q4_0 ? code[j] - 8
+                                        : code[j];
+        wd[j] = dv * q;
+    }
+    memcpy(dst, &d, 2);
+    if (p->type == CR_Q8_0) {
+        memcpy(dst + 2, code, CR_QK);
+        return;
+    }
+    unsigned char *q = dst + 2;
+    if (p->type == CR_Q4_1) {
+        memcpy(q, &m, 2);
+        *md = cr_f16_to_f32(m);
+        q += 2;
+    }
+    for (int j = 0; j < CR_QK / 2; j++)
+        q[j] = (uint8_t)(code[j] | code[j + 16] << 4);
+}
+
+static void fill_weights(struct product *p, enum filling how)
+{
+    for (size_t r = 0; r < p->rows; r++) {
+        unsigned char *row = p->w.data + r * p->row_bytes;
+        double *wd = p->wd + r * p->n;
+        if (blocked(p->type)) {
+            size_t size = cr_type_info(p->type)->block_size;
+            for (size_t b = 0; b < p->n / CR_QK; b++)
+                fill_block(p, row + b * size, wd + b * CR_QK, p->md + r * (p->n / CR_QK) + b, how);
+            continue;
+        }
+        for (size_t i = 0; i < p->n; i++) {
+            float v = how == INTEGERS ? (float)below(31) - 15 : (float)uniform(-1, 1);
+            cr_quantize_ref(p->type, row + i * cr_type_info(p->type)->block_size, &v, 1);
+            cr_dequantize_ref(p->type, &v, row + i * cr_type_info(p->type)->block_size, 1);
+            wd[i] = v;
+        }
+    }
+}
+
+static void fill_activations(struct product *p, enum filling how)
+{
+    for (size_t t = 0; t < p->n_tok; t++) {
+        unsigned char *row = p->x.data + t * p->x_bytes;
+        double *xd = p->xd + t * p->n;
+        for (size_t i = 0; !blocked(p->type) && i < p->n; i++) {
+            float v = how == INTEGERS ? (float)below(31) - 15 : (float)uniform(-1, 1);
+            memcpy(row + 4 * i, &v, 4);
+            xd[i] = v;
+        }
+        for (size_t b = 0; blocked(p->type) && b < p->n / CR_QK; b++) {
+            struct cr_block_q8a a;
+            int sum = 0, reach = how == INTEGERS ? 15 : 127;
+            a.d = how == INTEGERS ? (float)ldexp(1, (int)below(3) - 1) : (float)uniform(0, 0.05);
+            for (int j = 0; j < CR_QK; j++) {
+                a.q[j] = (int8_t)((int)below(2 * (size_t)reach + 1) - reach);
+                sum += a.q[j];
+                xd[b * CR_QK + (size_t)j] = (double)a.d * a.q[j];
+            }
+            a.s = a.d * (float)sum;
+            memcpy(row + b * sizeof a, &a, sizeof a);
+        }
+    }
+}
+
+static struct product product_new(enum cr_type type, size_t rows, size_t n_tok, size_t n,
+                                  enum filling how)
+{
+    struct product p = {.type = type, .rows = rows, .n_tok = n_tok, .n = n};
+    size_t unit = type == CR_F32 ? 4 : blocked(type) ? 1 : 2;
+    p.row_bytes = cr_row_bytes(type, n) + unit * below(5);
+    p.x_bytes = (blocked(type) ? n / CR_QK * sizeof(struct cr_block_q8a) : 4 * n) + 4 * below(5);
+    p.ldy = rows + below(5);
+    p.w = buf_new(rows * p.row_bytes, unit * below(8));
+    p.x = buf_new(n_tok * p.x_bytes, 4 * below(8));
+    p.wd = cr_alloc0(rows * n, sizeof(double));
+    p.xd = cr_alloc0(n_tok * n, sizeof(double));
+    p.md = cr_alloc0(rows * (n / CR_QK), sizeof(double));
+    if (!p.wd || !p.xd || !p.md)
+        exit(4);
+    fill_weights(&p, how);
+    fill_activations(&p, how);
+    return p;
+}
+
+static void product_free(struct product *p)
+{
+    buf_free(&p->w);
+    buf_free(&p->x);
+    cr_free(p->wd);
+    cr_free(p->xd);
+    cr_free(p->md);
+}
+
+static void product_run(const struct product *p, const struct cr_kernels *k, float *y)
+{
+    k->matmul[p->type](y, p->ldy, p->w.data, p->row_bytes, p->x.data, p->x_bytes, p->rows, p->n_tok,
+                       p->n);
+}
+
+/* Output (r, t) in double, and the sum of the magnitudes of its terms. */
+static double product_exact(const struct product *p, size_t r, size_t t, double *size)
+{
+    const double *w = p->wd + r * p->n, *x = p->xd + t * p->n;
+    double sum = 0;
+    *size = 0;
+    for (size_t i = 0; i < p->n; i++) {
+        sum += w[i] * x[i];
+        *size += fabs(w[i] * x[i]);
+    }
+    for (size_t b = 0; p->type == CR_Q4_1 && b < p->n / CR_QK; b++) {
+        struct cr_block_q8a a;
+        memcpy(&a, p->x.data + t * p->x_bytes + b * sizeof a, sizeof a);
+        double v = p->md[r * (p->n / CR_QK) + b] * a.s;
+        sum += v;
+        *size += fabs(v);
+    }
+    return sum;
+}
+
+static bool untouched(const float *y, size_t n)
+{
+    const unsigned char *b = (const unsigned char *)y;
+    for (size_t i = 0; i < 4 * n; i++)
+        if (b[i] != POISON)
+            return false;
+    return true;
+}
+
+/* Integers: exact. Reals: within the chain bound; blocks add one rounded term (and one for Q4_1)
+ * per block, whose scale is one more rounding. */
+static void check_product(enum cr_type type, size_t rows, size_t n_tok, size_t n, enum filling how)
+{
+    struct product p = product_new(type, rows, n_tok, n, how);
+    size_t total = n_tok ? (n_tok - 1) * p.ldy + rows : 0;
+    struct buf y = buf_new(4 * total, 4 * below(8));
+    product_run(&p, K, floats(&y));
+    double m = blocked(type) ? (double)(n / CR_QK) * 2 + 2 : chain(n);
+    for (size_t t = 0; t < n_tok; t++) {
+        const float *row = floats(&y) + t * p.ldy;
+        for (size_t r = 0; r < rows; r++) {
+            double size, want = product_exact(&p, r, t, &size);
+            double bound = how == INTEGERS ? 0 : gamma_of(m) * size;
+            CHECK(fabs(row[r] - want) <= bound,
+                  "%zux%zu, %zu tokens, row %zu token %zu: %.9g, want %.9g +- %g", rows, n, n_tok,
+                  r, t, (double)row[r], want, bound);
+        }
+        if (t + 1 < n_tok)
+            CHECK(untouched(row + rows, p.ldy - rows), "the gap after row %zu was written", t);
+    }
+    if (blocked(type)) { /* the same bits as the reference */
+        struct buf z = buf_new(4 * total, 0);
+        product_run(&p, ref, floats(&z));
+        for (size_t t = 0; t < n_tok; t++)
+            CHECK(same_bits(floats(&y) + t * p.ldy, floats(&z) + t * p.ldy, 4 * rows),
+                  "%zux%zu, %zu tokens: differs from ref at token %zu", rows, n, n_tok, t);
+        buf_free(&z);
+    }
+    buf_free(&y);
+    product_free(&p);
+}
+
+/* The law: any rectangle of the outputs computed alone has the same bits. */
+static void check_law(enum cr_type type, size_t n)
+{
+    struct product p = product_new(type, 45, 37, n, RANDOM_REALS);
+    struct buf y = buf_new(4 * p.n_tok * p.ldy, 0);
+    product_run(&p, K, floats(&y));
+    for (int trial = 0; trial < 200; trial++) {
+        size_t r0 = below(p.rows), t0 = below(p.n_tok);
+        size_t nr = trial % 4 == 0 ? 1 : 1 + below(p.rows - r0);
+        size_t nt = trial % 4 == 1 ? 1 : 1 + below(p.n_tok - t0);
+        struct buf z = buf_new(4 * nt * nr, 4 * below(8));
+        K->matmul[type](floats(&z), nr, p.w.data + r0 * p.row_bytes, p.row_bytes,
+                        p.x.data + t0 * p.x_bytes, p.x_bytes, nr, nt, n);
+        for (size_t t = 0; t < nt; t++)
+            CHECK(same_bits(floats(&z) + t * nr, floats(&y) + (t0 + t) * p.ldy + r0, 4 * nr),
+                  "n %zu: rows %zu+%zu, tokens %zu+%zu differ from the whole", n, r0, nr, t0, nt);
+        buf_free(&z);
+    }
+    buf_free(&y);
+    product_free(&p);
+}
+
+/* A NaN or infinity in one weight row or one activation reaches its own outputs and no other. */
+static void check_product_specials(enum cr_type type)
+{
+    static const float odd[] = {NAN, INFINITY, -INFINITY};
+    for (int k = 0; k < 3; k++) {
+        size_t n = 96, i = below(n);
+        struct product p = product_new(type, 19, 14, n, RANDOM_REALS);
+        struct buf y = buf_new(4 * p.n_tok * p.ldy, 0), z = buf_new(4 * p.n_tok * p.ldy, 0);
+        unsigned char *w = p.w.data + 7 * p.row_bytes, *x = p.x.data + 5 * p.x_bytes;
+        if (blocked(type)) {
+            uint16_t h = cr_f32_to_f16(odd[k]);
+            memcpy(w + i / CR_QK * cr_type_info(type)->block_size, &h, 2);
+            memcpy(x + i / CR_QK * sizeof(struct cr_block_q8a), &odd[k], 4);
+        } else {
+            size_t size = cr_type_info(type)->block_size;
+            cr_quantize_ref(type, w + i * size, &odd[k], 1);
+            memcpy(x + 4 * i, &odd[k], 4);
+        }
+        product_run(&p, K, floats(&y));
+        product_run(&p, ref, floats(&z));
+        for (size_t t = 0; t < p.n_tok; t++)
+            for (size_t r = 0; r < p.rows; r++) {
+                float a = floats(&y)[t * p.ldy + r], b = floats(&z)[t * p.ldy + r];
+                CHECK(isfinite(b) == (t != 5 && r != 7) && (isfinite(b) ? isfinite(a) : same(a, b)),
+                      "row %zu token %zu: %g, ref %g", r, t, (double)a, (double)b);
+            }
+        buf_free(&y);
+        buf_free(&z);
+        product_free(&p);
+    }
+}
+
+static void test_matmul(enum cr_type type)
+{
+    static const size_t rows[] = {0, 1, 2, 5, 8, 15, 16, 17, 24, 33},
+                        toks[] = {0, 1, 2, 3, 4, 5, 7, 13};
+    for (size_t l = 0; l < N_LENGTHS; l++) {
+        size_t n = lengths[l];
+        if (n % cr_type_info(type)->block != 0)
+            continue;
+        for (int trial = 0; trial < (n < 100 ? 12 : 3); trial++) {
+            check_product(type, rows[below(10)], toks[below(8)], n, INTEGERS);
+            check_product(type, rows[below(10)], toks[below(8)], n, RANDOM_REALS);
+        }
+    }
+    check_product(type, 18, 131, 64, RANDOM_REALS); /* more tokens than one pass takes */
+    check_law(type, 96);
+    check_law(type, 2080); /* more than one panel of blocks */
+    check_product_specials(type);
+}
+
+/* ---- conversions ----------------------------------------------------------------------- */
+
+static void test_quantize_q8a(void)
+{
+    for (size_t l = 0; l < N_LENGTHS; l++)
+        for (int p = 0; p < N_PATTERNS + 3 && lengths[l] % CR_QK == 0; p++) {
+            size_t n = lengths[l], bytes = n / CR_QK * sizeof(struct cr_block_q8a);
+            struct buf x = buf_new(4 * n, 4 * below(8)), a = buf_new(bytes, 4 * below(8));
+            struct buf b = buf_new(bytes, 0);
+            for (size_t i = 0; i < n; i++)
+                floats(&x)[i] = pattern_value(p < N_PATTERNS ? (enum pattern)p : REALS, i);
+            if (p >= N_PATTERNS && n > 0) /* one bad value */
+                floats(&x)[below(n)] = p == N_PATTERNS ? NAN : p % 2 ? INFINITY : -INFINITY;
+            if (p == REALS && n > 0) /* exact halves between codes */
+                for (size_t i = 0; i < 32; i++)
+                    floats(&x)[i] = i == 0 ? 127 : (float)below(254) - 126.5f;
+            K->quantize_q8a((void *)a.data, floats(&x), n);
+            ref->quantize_q8a((void *)b.data, floats(&x), n);
+            for (size_t i = 0; i < n / CR_QK; i++) {
+                struct cr_block_q8a u, v;
+                memcpy(&u, a.data + i * sizeof u, sizeof u);
+                memcpy(&v, b.data + i * sizeof v, sizeof v);
+                CHECK(same(u.d, v.d) && same(u.s, v.s) && same_bits(u.q, v.q, CR_QK),
+                      "n %zu, pattern %d, block %zu: d %g %g, s %g %g", n, p, i, (double)u.d,
+                      (double)v.d, (double)u.s, (double)v.s);
+                for (int j = 0; j < CR_QK && u.d > 0; j++) /* and it is what kernels.h says */
+                    CHECK(p == SUBNORMAL || fabs((double)u.d * u.q[j] -
+                                                 floats(&x)[i * 32 + (size_t)j]) <= 0.5001 * u.d,
+                          "n %zu: code %d is not the nearest", n, u.q[j]);
+            }
+            buf_free(&x);
+            buf_free(&a);
+            buf_free(&b);
+        }
+}
+
+static void test_dequantize(enum cr_type type)
+{
+    for (size_t l = 0; l < N_LENGTHS; l++) {
+        size_t n = lengths[l];
+        if (n % cr_type_info(type)->block != 0)
+            continue;
+        struct buf src = buf_new(cr_row_bytes(type, n), blocked(type) ? below(8) : 4 * below(8));
+        struct buf a = buf_new(4 * n, 4 * below(8)), b = buf_new(4 * n, 0);
+        for (size_t i = 0; i < src.size; i++) /* any bytes: NaN scales and subnormals too */
+            src.data[i] = (unsigned char)below(256);
+        K->dequantize[type](floats(&a), src.data, n);
+        ref->dequantize[type](floats(&b), src.data, n);
+        for (size_t i = 0; i < n; i++)
+            CHECK(same(floats(&a)[i], floats(&b)[i]) &&
+                      (isnan(floats(&a)[i]) || !signbit(floats(&a)[i]) == !signbit(floats(&b)[i])),
+                  "n %zu, value %zu: %g, ref %g", n, i, (double)floats(&a)[i],
+                  (double)floats(&b)[i]);
+        buf_free(&src);
+        buf_free(&a);
+        buf_free(&b);
+    }
+}
+
+static void test_f32_to_f16(void)
+{
+    for (size_t l = 0; l < N_LENGTHS; l++) {
+        size_t n = lengths[l];
+        struct buf x = buf_new(4 * n, 4 * below(8)), h = buf_new(2 * n, 2 * below(8));
+        for (size_t i = 0; i < n; i++) {
+            uint32_t u = (uint32_t)cr_rng_u64(&rng);
+            if (i % 2) /* the range of float16, where rounding matters */
+                u = (u & 0x80ffffffu) + 0x33000000u + ((uint32_t)below(32) << 23);
+            memcpy(x.data + 4 * i, &u, 4);
+        }
+        K->f32_to_f16((void *)h.data, floats(&x), n);
+        for (size_t i = 0; i < n; i++) {
+            uint16_t got, want = cr_f32_to_f16(floats(&x)[i]);
+            memcpy(&got, h.data + 2 * i, 2);
+            CHECK(got == want, "%.9g: %04x, want %04x", (double)floats(&x)[i], got, want);
+        }
+        buf_free(&x);
+        buf_free(&h);
+    }
+}
+
+/* ---- vectors --------------------------------------------------------------------------- */
+
+static void test_rmsnorm(void)
+{
+    for (size_t l = 1; l < N_LENGTHS; l++)
+        for (int p = 0; p < N_PATTERNS; p++) {
+            size_t n = lengths[l];
+            struct buf x = buf_new(4 * n, 4 * below(8)), w = buf_new(4 * n, 4 * below(8));
+            struct buf y = buf_new(4 * n, 4 * below(8));
+            double sum = 0;
+            for (size_t i = 0; i < n; i++) {
+                floats(&x)[i] = pattern_value((enum pattern)p, i);
+                floats(&w)[i] = (float)uniform(-2, 2);
+                sum += (double)floats(&x)[i] * floats(&x)[i];
+            }
+            K->rmsnorm(floats(&y), floats(&x), floats(&w), n, 1e-5f);
+            double r = 1 / sqrt(sum / (double)n + (double)1e-5f);
+            for (size_t i = 0; i < n; i++) {
+                double want = floats(&x)[i] * r * floats(&w)[i];
+                double bound = gamma_of(chain(n) / 2 + 5) * fabs(want) + 3e-45;
+                CHECK(fabs(floats(&y)[i] - want) <= bound,
+                      "n %zu, pattern %d, value %zu: %.9g, want %.9g", n, p, i,
+                      (double)floats(&y)[i], want);
+            }
+            K->rmsnorm(floats(&x), floats(&x), floats(&w), n, 1e-5f);
+            CHECK(same_bits(x.data, y.data, 4 * n), "n %zu: in place differs", n);
+            floats(&x)[below(n)] = NAN;
+            K->rmsnorm(floats(&y), floats(&x), floats(&w), n, 1e-5f);
+            for (size_t i = 0; i < n; i++)
+                CHECK(isnan(floats(&y)[i]), "n %zu: NaN was lost at %zu", n, i);
+            buf_free(&x);
+            buf_free(&w);
+            buf_free(&y);
+        }
+}
+
+/* e^v is within 2 units in the last place; the sum adds its chain. */
+static void test_softmax(void)
+{
+    for (size_t l = 1; l < N_LENGTHS; l++)
+        for (int trial = 0; trial < 8; trial++) {
+            size_t n = lengths[l];
+            struct buf x = buf_new(4 * n, 4 * below(8)), y = buf_new(4 * n, 4 * below(8));
+            double sum = 0, most = -INFINITY, reach = trial < 2 ? 1 : trial < 4 ? 20 : 120;
+            for (size_t i = 0; i < n; i++) {
+                float v = (float)uniform(-reach, reach);
+                floats(&y)[i] = v = trial == 7 && i % 3 == 1 ? -INFINITY : v;
+                most = v > most ? v : most;
+            }
+            memcpy(x.data, y.data, 4 * n);
+            for (size_t i = 0; i < n; i++)
+                sum += exp(floats(&x)[i] - most);
+            K->softmax(floats(&y), n);
+            for (size_t i = 0; i < n; i++) {
+                double want = exp(floats(&x)[i] - most) / sum;
+                /* x - max is rounded once more: e^(d (1 + u)) is off by |d| u */
+                double d = isinf(floats(&x)[i]) ? 0 : fabs(floats(&x)[i] - most);
+                double bound = gamma_of(chain(n) + 12 + d) * want + 3e-45;
+                CHECK(fabs(floats(&y)[i] - want) <= bound, "n %zu, value %zu: %.9g, want %.9g", n,
+                      i, (double)floats(&y)[i], want);
+            }
+            floats(&y)[below(n)] = NAN;
+            K->softmax(floats(&y), n);
+            for (size_t i = 0; i < n; i++)
+                CHECK(isnan(floats(&y)[i]), "n %zu: NaN was lost at %zu", n, i);
+            buf_free(&x);
+            buf_free(&y);
+        }
+}
+
+static void test_silu_mul(void)
+{
+    for (size_t l = 0; l < N_LENGTHS; l++)
+        for (int trial = 0; trial < 4; trial++) {
+            size_t n = lengths[l];
+            struct buf x = buf_new(4 * n, 4 * below(8)), g = buf_new(4 * n, 4 * below(8));
+            struct buf u = buf_new(4 * n, 4 * below(8));
+            for (size_t i = 0; i < n; i++) {
+                double reach = trial == 0 ? 0.01 : trial == 1 ? 10 : 100;
+                floats(&x)[i] = floats(&g)[i] = (float)uniform(-reach, reach);
+                floats(&u)[i] = trial == 3 ? 1 : (float)uniform(-3, 3);
+            }
+            K->silu_mul(floats(&g), floats(&u), n);
+            for (size_t i = 0; i < n; i++) {
+                double v = floats(&x)[i], want = v / (1 + exp(-v)) * floats(&u)[i];
+                /* below -88, 1 + e^-v may be infinite in float32: the result is then -0 */
+                double bound = 10 * 0x1p-24 * fabs(want) + (v < -88 ? 3e-36 : 3e-45);
+                CHECK(fabs(floats(&g)[i] - want) <= bound, "silu(%.9g) * %.9g: %.9g, want %.9g", v,
+                      (double)floats(&u)[i], (double)floats(&g)[i], want);
+            }
+            buf_free(&x);
+            buf_free(&g);
+            buf_free(&u);
+        }
+    float odd[9] = {NAN, INFINITY, 3e38f, -3e38f, 0.0f, -0.0f, 88.8f, -88.8f, 1e-40f}, one[9], r[9];
+    memcpy(r, odd, sizeof r);
+    for (int i = 0; i < 9; i++)
+        one[i] = 1;
+    K->silu_mul(odd, one, 9);
+    ref->silu_mul(r, one, 9);
+    for (int i = 0; i < 9; i++)
+        CHECK(same(odd[i], r[i]) || fabsf(odd[i] - r[i]) <= 1e-6f * fabsf(r[i]) + 3e-36f,
+              "special %d: %g, ref %g", i, (double)odd[i], (double)r[i]);
+}
+
+/* add, axpy, rope_norm, rope_neox: one rounding per operation, so the reference's bits. */
+static void check_elementwise(int which, size_t n)
+{
+    struct buf y = buf_new(4 * n, 4 * below(8)), x = buf_new(4 * n, 4 * below(8));
+    struct buf z = buf_new(4 * n, 0);
+    for (size_t i = 0; i < n; i++) {
+        floats(&y)[i] = floats(&z)[i] = pattern_value(i % 5 ? REALS : SUBNORMAL, i);
+        floats(&x)[i] = pattern_value(REALS, i);
+    }
+    if (n > 2 && which < 2) {
+        floats(&x)[below(n)] = NAN;
+        floats(&x)[below(n)] = INFINITY;
+    }
+    if (which == 0) {
+        K->add(floats(&y), floats(&x), n);
+        ref->add(floats(&z), floats(&x), n);
+    } else if (which == 1) {
+        K->axpy(floats(&y), 0.37f, floats(&x), n);
+        ref->axpy(floats(&z), 0.37f, floats(&x), n);
+    } else if (which == 2) {
+        K->rope_norm(floats(&y), floats(&x), n);
+        ref->rope_norm(floats(&z), floats(&x), n);
+    } else {
+        K->rope_neox(floats(&y), floats(&x), n);
+        ref->rope_neox(floats(&z), floats(&x), n);
+    }
+    for (size_t i = 0; i < n; i++)
+        CHECK(same(floats(&y)[i], floats(&z)[i]), "n %zu, value %zu: %.9g, ref %.9g", n, i,
+              (double)floats(&y)[i], (double)floats(&z)[i]);
+    buf_free(&y);
+    buf_free(&x);
+    buf_free(&z);
+}
+
+static void test_elementwise(int which)
+{
+    for (size_t l = 0; l < N_LENGTHS; l++)
+        if (which < 2 || lengths[l] % 2 == 0)
+            check_elementwise(which, lengths[l]);
+}
+
+/* A rotation by hand: a quarter turn takes (a, b) to (-b, a). */
+static void test_rope_pairs(void)
+{
+    float cs[4] = {0, 1, 1, 0}, x[4] = {1, 2, 3, 4}, z[4] = {1, 2, 3, 4};
+    K->rope_norm(x, cs, 4);
+    CHECK(x[0] == -2 && x[1] == 1 && x[2] == 3 && x[3] == 4, "norm: wrong pairs");
+    K->rope_neox(z, cs, 4);
+    CHECK(z[0] == -3 && z[2] == 1 && z[1] == 2 && z[3] == 4, "neox: wrong pairs");
+}
+
+static void check_dot(size_t n, enum filling how)
+{
+    struct buf a = buf_new(4 * n, 4 * below(8)), b = buf_new(4 * n, 4 * below(8));
+    double want = 0, size = 0;
+    for (size_t i = 0; i < n; i++) {
+        floats(&a)[i] = how == INTEGERS ? (float)below(31) - 15 : (float)uniform(-1, 1);
+        floats(&b)[i] = how == INTEGERS ? (float)below(31) - 15 : (float)uniform(-1, 1);
+        want += (double)floats(&a)[i] * floats(&b)[i];
+        size += fabs((double)floats(&a)[i] * floats(&b)[i]);
+    }
+    double bound = how == INTEGERS ? 0 : gamma_of(chain(n)) * size;
+    float got = K->dot(floats(&a), floats(&b), n);
+    CHECK(fabs(got - want) <= bound, "n %zu: %.9g, want %.9g +- %g", n, (double)got, want, bound);
+    if (n > 0) {
+        floats(&a)[below(n)] = NAN;
+        CHECK(isnan(K->dot(floats(&a), floats(&b), n)), "n %zu: NaN was lost", n);
+    }
+    buf_free(&a);
+    buf_free(&b);
+}
+
+static void test_dot(void)
+{
+    for (size_t l = 0; l < N_LENGTHS; l++)
+        for (int trial = 0; trial < 10; trial++) {
+            check_dot(lengths[l], INTEGERS);
+            check_dot(lengths[l], RANDOM_REALS);
+        }
+}
+
+/* ---- attention ------------------------------------------------------------------------- */
+
+/* scores (mix false): s[j] over n_kv keys; mix: y[i] over d values. */
+static void check_attention(bool mix, size_t n_kv, size_t d, enum filling how)
+{
+    size_t stride = d + 8 * below(3), n_in = mix ? n_kv : d, n_out = mix ? d : n_kv;
+    struct buf kv = buf_new(2 * n_kv * stride, 2 * below(8));
+    struct buf in = buf_new(4 * n_in, 4 * below(8)), out = buf_new(4 * n_out, 4 * below(8));
+    struct buf again = buf_new(4 * n_out, 0);
+    uint16_t *cache = (uint16_t *)(void *)kv.data;
+    for (size_t i = 0; i < n_kv * stride; i++)
+        cache[i] = f16(how == INTEGERS ? (double)below(31) - 15 : uniform(-1, 1));
+    for (size_t i = 0; i < n_in; i++)
+        floats(&in)[i] = how == INTEGERS ? (float)below(31) - 15 : (float)uniform(-1, 1);
+    for (size_t i = 0; mix && i < n_out; i++)
+        floats(&out)[i] = floats(&again)[i] = (float)below(9);
+    float scale = how == INTEGERS ? 0.125f : 0.3f;
+    if (mix)
+        K->attn_mix_f16(floats(&out), floats(&in), cache, stride, n_kv, d);
+    else
+        K->attn_scores_f16(floats(&out), floats(&in), cache, stride, n_kv, d, scale);
+    for (size_t o = 0; o < n_out; o++) {
+        double want = mix ? floats(&again)[o] : 0, size = fabs(want);
+        for (size_t i = 0; i < n_in; i++) {
+            double v = (double)floats(&in)[i] *
+                       cr_f16_to_f32(cache[mix ? i * stride + o : o * stride + i]);
+            want += v;
+            size += fabs(v);
+        }
+        double m = mix ? (double)n_kv + 2 : chain(d) + 1, f = mix ? 1 : (double)scale;
+        double bound = how == INTEGERS ? 0 : gamma_of(m) * size * f;
+        CHECK(fabs(floats(&out)[o] - want * f) <= bound,
+              "%zu cells, d %zu, output %zu: %.9g, want %.9g", n_kv, d, o, (double)floats(&out)[o],
+              want * f);
+    }
+    size_t half = below(n_kv + 1); /* the same in two calls, as after a shared prefix */
+    if (mix) {
+        K->attn_mix_f16(floats(&again), floats(&in), cache, stride, half, d);
+        K->attn_mix_f16(floats(&again), floats(&in) + half, cache + half * stride, stride,
+                        n_kv - half, d);
+    } else {
+        K->attn_scores_f16(floats(&again), floats(&in), cache, stride, half, d, scale);
+        K->attn_scores_f16(floats(&again) + half, floats(&in), cache + half * stride, stride,
+                           n_kv - half, d, scale);
+    }
+    CHECK(same_bits(out.data, again.data, 4 * n_out), "%zu cells, d %zu: in two calls differs",
+          n_kv, d);
+    buf_free(&kv);
+    buf_free(&in);
+    buf_free(&out);
+    buf_free(&again);
+}
+
+static void test_attention(bool mix)
+{
+    static const size_t dims[] = {1, 8, 15, 16, 32, 48, 64, 80, 96, 128, 200, 256};
+    static const size_t cells[] = {0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33, 64, 300};
+    for (size_t i = 0; i < sizeof dims / sizeof dims[0]; i++)
+        for (size_t j = 0; j < sizeof cells / sizeof cells[0]; j++) {
+            check_attention(mix, cells[j], dims[i], INTEGERS);
+            check_attention(mix, cells[j], dims[i], RANDOM_REALS);
+        }
+}
+
+/* ---- dispatch -------------------------------------------------------------------------- */
+
+static void test_dispatch(void)
+{
+    static const char *const names[] = {"ref", "avx2", "avx512", "neon"};
+    const struct cr_kernels *k;
+    struct cr_error err;
+    CHECK(cr_kernels_get(&k, "sse9", &err) == CR_INVALID && !k && strstr(err.msg, "sse9"),
+          "an unknown level is not refused by name");
+    for (int i = 0; i < CR_CPU_COUNT; i++) {
+        bool has = cr_cpu_has((enum cr_cpu)i);
+        enum cr_status s = cr_kernels_get(&k, names[i], &err);
+        CHECK(s == (has ? CR_OK : CR_UNSUPPORTED) && (k != NULL) == has, "level %s", names[i]);
+        CHECK(!has || (k->level == (enum cr_cpu)i && strcmp(k->name, names[i]) == 0), "level %s",
+              names[i]);
+        CHECK(k == cr_kernels_level((enum cr_cpu)i), "level %s", names[i]);
+    }
+    setenv("CR_CPU", "ref", 1);
+    CHECK(cr_kernels_get(&k, NULL, &err) == CR_OK && k->level == CR_CPU_REF, "$CR_CPU is not read");
+    setenv("CR_CPU", "nonsense", 1);
+    CHECK(cr_kernels_get(&k, NULL, &err) == CR_INVALID && strstr(err.msg, "CR_CPU"), "bad $CR_CPU");
+    CHECK(cr_kernels_get(&k, "auto", &err) == CR_OK && k, "auto fails");
+    unsetenv("CR_CPU");
+    for (uint32_t t = 0; t < CR_TYPE_END; t++)
+        CHECK((K->matmul[t] != NULL) == cr_type_info(t)->usable &&
+                  (K->dequantize[t] != NULL) == cr_type_info(t)->usable,
+              "type %u: usable and the table disagree", (unsigned)t);
+}
+
+/* ---- benchmark ------------------------------------------------------------------------- */
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int by_size(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Median seconds of a call over at least 0.1 s and 5 calls. */
+static double time_product(const struct product *p, float *y)
+{
+    double times[2000], begin = now();
+    size_t n = 0;
+    product_run(p, K, y);
+    while (n < 5 || (n < 2000 && now() - begin < 0.1)) {
+        double t = now();
+        product_run(p, K, y);
+        times[n++] = now() - t;
+    }
+    qsort(times, n, sizeof times[0], by_size);
+    return times[n / 2];
+}
+
+static void bench_matmul(enum cr_type type, bool csv)
+{
+    static const size_t shapes[][2] = {{576, 576},  {1536, 576}, {576, 1536}, {384, 384},
+                                       {1024, 384}, {8192, 384}, {49152, 576}};
+    static const size_t toks[] = {1, 4, 16, 64, 256, 512};
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
+        for (size_t j = 0; j < sizeof toks / sizeof toks[0]; j++) {
+            size_t rows = shapes[i][0], n = shapes[i][1], n_tok = toks[j];
+            double ops = 2.0 * (double)rows * (double)n * (double)n_tok;
+            if (ops > (K->level == CR_CPU_REF ? 1e8 : 4e9))
+                continue;
+            struct product p = product_new(type, rows, n_tok, n, RANDOM_REALS);
+            struct buf y = buf_new(4 * n_tok * p.ldy, 0);
+            double s = time_product(&p, floats(&y)), bytes = (double)(rows * p.row_bytes);
+            printf(csv ? "%s,%s,%zu,%zu,%zu,%.0f,%.2f,%.1f\n"
+                       : "%-7s %-5s %6zu x %-5zu %4zu tokens %12.0f ns %8.2f GB/s %8.1f GOP/s\n",
+                   K->name, cr_type_info(type)->name, rows, n, n_tok, s * 1e9, bytes / s * 1e-9,
+                   ops / s * 1e-9);
+            buf_free(&y);
+            product_free(&p);
+        }
+}
+
+static void bench_vectors(bool csv)
+{
+    enum { N = 1536, CALLS = 200, D = 64, CELLS = 256 };
+    static const char *const names[] = {"quantize_q8a", "rmsnorm", "softmax", "silu_mul",
+                                        "dot",          "add",     "scores",  "mix"};
+    struct buf a = buf_new(4 * N, 0), b = buf_new(4 * N, 0), q = buf_new(N / 32 * 40, 0);
+    struct buf y = buf_new(4 * N, 0), kv = buf_new(2 * D * CELLS, 0);
+    for (size_t i = 0; i < D * CELLS; i++)
+        ((uint16_t *)(void *)kv.data)[i] = f16(uniform(-1, 1));
+    for (int k = 0; k < 8; k++) {
+        double times[51];
+        float sink = 0;
+        for (int trial = 0; trial < 51; trial++) {
+            for (size_t i = 0; i < N; i++)
+                floats(&a)[i] = floats(&b)[i] = (float)uniform(-1, 1);
+            double t = now();
+            for (int c = 0; c < CALLS; c++) {
+                if (k == 0)
+                    K->quantize_q8a((void *)q.data, floats(&a), N);
+                else if (k == 1)
+                    K->rmsnorm(floats(&y), floats(&a), floats(&b), N, 1e-5f);
+                else if (k == 2)
+                    K->softmax(floats(&a), N);
+                else if (k == 3) {
+                    memcpy(y.data, a.data, 4 * N); /* else it runs away to subnormals */
+                    K->silu_mul(floats(&y), floats(&b), N);
+                } else if (k == 4)
+                    sink += K->dot(floats(&a), floats(&b), N);
+                else if (k == 5)
+                    K->add(floats(&a), floats(&b), N);
+                else if (k == 6)
+                    K->attn_scores_f16(floats(&a), floats(&b), (void *)kv.data, D, CELLS, D, 0.1f);
+                else
+                    K->attn_mix_f16(floats(&a), floats(&b), (void *)kv.data, D, CELLS, D);
+            }
+            times[trial] = (now() - t) / CALLS;
+        }
+        qsort(times, 51, sizeof times[0], by_size);
+        floats(&a)[0] = sink;
+        printf(csv ? "%s,%s,,%d,,%.0f,,\n" : "%-7s %-13s n %d %12.0f ns\n", K->name, names[k], N,
+               times[25] * 1e9);
+    }
+    buf_free(&a);
+    buf_free(&b);
+    buf_free(&q);
+    buf_free(&kv);
+    buf_free(&y);
+}
+
+/* ---- main ------------------------------------------------------------------------------ */
+
+static const char *pattern = "*";
+
+static bool wanted(const char *name)
+{
+    at = name;
+    return fnmatch(pattern, name, 0) == 0 || strstr(name, pattern) != NULL;
+}
+
+static void test_level(void)
+{
+    char name[64];
+    for (int i = 0; i < N_TYPES; i++) {
+        snprintf(name, sizeof name, "matmul_%s", cr_type_info(types[i])->name);
+        if (wanted(name))
+            test_matmul(types[i]);
+        snprintf(name, sizeof name, "dequantize_%s", cr_type_info(types[i])->name);
+        if (wanted(name))
+            test_dequantize(types[i]);
+    }
+    static const struct {
+        const char *name;
+        void (*fn)(void);
+    } plain[] = {{"quantize_q8a", test_quantize_q8a}, {"f32_to_f16", test_f32_to_f16},
+                 {"rmsnorm", test_rmsnorm},           {"softmax", test_softmax},
+                 {"silu_mul", test_silu_mul},         {"dot", test_dot},
+                 {"rope_pairs", test_rope_pairs},     {"dispatch", test_dispatch}};
+    for (size_t i = 0; i < sizeof plain / sizeof plain[0]; i++)
+        if (wanted(plain[i].name))
+            plain[i].fn();
+    static const char *const elementwise[] = {"add", "axpy", "rope_norm", "rope_neox"};
+    for (int i = 0; i < 4; i++)
+        if (wanted(elementwise[i]))
+            test_elementwise(i);
+    if (wanted("attn_scores_f16"))
+        test_attention(false);
+    if (wanted("attn_mix_f16"))
+        test_attention(true);
+}
+
+static void bench_level(bool csv)
+{
+    char name[64];
+    for (int i = 0; i < N_TYPES; i++) {
+        snprintf(name, sizeof name, "matmul_%s", cr_type_info(types[i])->name);
+        if (wanted(name))
+            bench_matmul(types[i], csv);
+    }
+    if (wanted("vectors"))
+        bench_vectors(csv);
+}
+
+int main(int argc, char **argv)
+{
+    bool bench = false, csv = false;
+    const char *cpu = NULL;
+    uint64_t seed = (uint64_t)time(NULL);
+    for (int i = 1; i < argc; i++) {
+        char *end = NULL;
+        if (strncmp(argv[i], "--kernel=", 9) == 0)
+            pattern = argv[i] + 9;
+        else if (strncmp(argv[i], "--cpu=", 6) == 0)
+            cpu = argv[i] + 6;
+        else if (strcmp(argv[i], "--bench") == 0)
+            bench = true;
+        else if (strcmp(argv[i], "--csv") == 0)
+            csv = true;
+        else if (strncmp(argv[i], "--seed=", 7) == 0 && argv[i][7])
+            seed = strtoull(argv[i] + 7, &end, 10);
+        else
+            end = argv[i];
+        if (end && *end) {
+            fprintf(stderr,
+                    "%s: should be --kernel=PATTERN, --cpu=LEVEL, --seed=N, --bench or --csv\n",
+                    argv[i]);
+            return 2;
+        }
+    }
+    ref = cr_kernels_level(CR_CPU_REF);
+    if (csv)
+        puts("level,kernel,rows,n,tokens,ns,GB/s,GOP/s");
+    else
+        printf("seed %" PRIu64 "\n", seed);
+    for (int i = 0; i < CR_CPU_COUNT; i++) {
+        K = cr_kernels_level((enum cr_cpu)i);
+        if (!K || (cpu && strcmp(cpu, K->name) != 0))
+            continue;
+        cr_rng_init(&rng, seed);
+        int before = n_failed;
+        n_checked = 0;
+        if (bench)
+            bench_level(csv);
+        else
+            test_level();
+        if (!bench)
+            printf("%-7s %" PRIu64 " checks, %d failed\n", K->name, n_checked, n_failed - before);
+    }
+    return n_failed ? 1 : 0;
+}
