@@ -14,54 +14,14 @@
 
 #include <cmocka.h>
 
+#include "test_vocab.h"
+
 #define MODEL CR_SOURCE_DIR "/models/crayon-15m-q8_0.gguf"
-
-/* ---- vocabularies as GGUF files ---- */
-
-enum { MAX_TOKENS = 600 };
-struct vocab {
-    const char *model, *pre;
-    const char *tokens[MAX_TOKENS];
-    uint32_t types[MAX_TOKENS];
-    float scores[MAX_TOKENS];
-    const char *merges[MAX_TOKENS];
-    size_t n, n_types, n_scores, n_merges; /* n_types, n_scores: n unless a test changes them */
-    bool no_merges;
-    uint32_t bos, eos; /* UINT32_MAX: none */
-};
-
-static char alphabet[256][8], byte_names[256][8];
-
-static void make_alphabet(void)
-{
-    unsigned next = 256;
-    for (unsigned b = 0; b < 256; b++) {
-        bool self = (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
-        unsigned c = self ? b : next++;
-        if (c < 128)
-            snprintf(alphabet[b], sizeof alphabet[b], "%c", (int)c);
-        else
-            snprintf(alphabet[b], sizeof alphabet[b], "%c%c", (int)(0xC0 | c >> 6),
-                     (int)(0x80 | (c & 63)));
-        snprintf(byte_names[b], sizeof byte_names[b], "<0x%02X>", b);
-    }
-}
-
-static uint32_t add(struct vocab *v, const char *token, uint32_t type, float score)
-{
-    v->tokens[v->n] = token;
-    v->types[v->n] = type;
-    v->scores[v->n] = score;
-    v->n_types = v->n_scores = v->n + 1;
-    return (uint32_t)v->n++;
-}
 
 /* 256 bytes (id = byte), then ab, abc, " ab", aab; two control tokens and two user-defined. */
 static struct vocab bpe_vocab(void)
 {
-    struct vocab v = {.model = "gpt2", .pre = "gpt-2", .bos = UINT32_MAX, .eos = UINT32_MAX};
-    for (int b = 0; b < 256; b++)
-        add(&v, alphabet[b], CR_TOKEN_NORMAL, 0);
+    struct vocab v = byte_vocab("gpt-2");
     add(&v, "ab", CR_TOKEN_NORMAL, 0);
     add(&v, "abc", CR_TOKEN_NORMAL, 0);
     add(&v,
@@ -101,40 +61,6 @@ static struct vocab spm_vocab(void)
     add(&v, ">", CR_TOKEN_NORMAL, -3);
     add(&v, "<s", CR_TOKEN_NORMAL, -3); /* 268 */
     return v;
-}
-
-static enum cr_status open_vocab(const struct vocab *v, cr_gguf **g, cr_tokenizer **t,
-                                 struct cr_error *err)
-{
-    char path[] = "/tmp/crayon-test-XXXXXX";
-    int fd = mkstemp(path);
-    assert_true(fd >= 0);
-    close(fd);
-    cr_gguf_writer *w = cr_gguf_writer_new();
-    cr_gguf_put_str(w, "tokenizer.ggml.model", v->model);
-    if (v->pre)
-        cr_gguf_put_str(w, "tokenizer.ggml.pre", v->pre);
-    cr_gguf_put_strs(w, "tokenizer.ggml.tokens", v->tokens, v->n);
-    cr_gguf_put_u32s(w, "tokenizer.ggml.token_type", v->types, v->n_types);
-    if (strcmp(v->model, "llama") == 0)
-        cr_gguf_put_f32s(w, "tokenizer.ggml.scores", v->scores, v->n_scores);
-    else if (!v->no_merges)
-        cr_gguf_put_strs(w, "tokenizer.ggml.merges", v->merges, v->n_merges);
-    if (v->bos != UINT32_MAX)
-        cr_gguf_put_u32(w, "tokenizer.ggml.bos_token_id", v->bos);
-    if (v->eos != UINT32_MAX)
-        cr_gguf_put_u32(w, "tokenizer.ggml.eos_token_id", v->eos);
-    assert_int_equal(cr_gguf_write(w, path, err), CR_OK);
-    cr_gguf_writer_free(w);
-    assert_int_equal(cr_gguf_open(g, path, err), CR_OK);
-    unlink(path);
-    enum cr_status status = cr_tokenizer_new(t, *g, err);
-    if (status != CR_OK) {
-        assert_null(*t);
-        cr_gguf_close(*g);
-        *g = NULL;
-    }
-    return status;
 }
 
 static void refuse(const struct vocab *v, enum cr_status want, const char *a, const char *b)
