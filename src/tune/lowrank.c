@@ -1,0 +1,292 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Both forms of a pool as matrix products. The scratch of a stage: B_eff or scaled u of one linear
+ * first, then dB of each linear, then dA; _back fills it, _add empties it into the gradients. So
+ * all that is costly happens before the workers have to queue for the common gradients.
+ */
+#include "tune/lowrank.h"
+
+#include "tune/ops.h"
+
+#include <math.h>
+#include <string.h>
+
+static const struct {
+    int n;
+    enum cr_linear lin[3];
+} stage_lins[CR_STAGE_COUNT] = {
+    {3, {CR_LIN_Q, CR_LIN_K, CR_LIN_V}},
+    {1, {CR_LIN_O}},
+    {2, {CR_LIN_GATE, CR_LIN_UP}},
+    {1, {CR_LIN_DOWN}},
+};
+
+void cr_lowrank_init(struct cr_lowrank *p, const cr_model *m, enum cr_pool_form form, int n,
+                     int rank, float alpha, const bool target[CR_LIN_COUNT], size_t n_weight_rows)
+{
+    memset(p, 0, sizeof *p);
+    p->form = form;
+    p->n = n;
+    p->rank = rank;
+    p->n_layers = m->n_layers;
+    p->scale = alpha / (float)rank;
+    p->r = form == CR_POOL_SHARED ? (size_t)rank : (size_t)rank * (size_t)n;
+    size_t at = 0;
+    for (int s = 0; s < CR_STAGE_COUNT; s++) {
+        struct cr_stage_shape *st = &p->stage[s];
+        st->n_lins = stage_lins[s].n;
+        for (int i = 0; i < st->n_lins; i++) {
+            st->lin[i] = stage_lins[s].lin[i];
+            const struct cr_matrix *w = cr_model_linear(m, 0, st->lin[i]);
+            st->n_in = (size_t)w->n_in;
+            st->lin_out[i] = (size_t)w->n_out;
+            st->out_at[i] = st->n_out;
+            st->n_out += st->lin_out[i];
+            st->target[i] = target[st->lin[i]];
+        }
+        for (int i = 0; i < st->n_lins; i++) {
+            st->u_at[i] = st->n_out + st->n_u;
+            st->n_u += st->target[i] ? p->r : 0;
+        }
+        st->ld = st->n_out + st->n_u;
+        st->a_at = at;
+        at += st->n_u * st->n_in;
+        for (int i = 0; i < st->n_lins; i++) {
+            st->b_at[i] = at;
+            at += st->target[i] ? (size_t)n * (size_t)rank * st->lin_out[i] : 0;
+        }
+    }
+    p->layer_size = at;
+    p->n_adapter = p->weights_at = at * (size_t)p->n_layers;
+    p->n_weight_rows = n_weight_rows;
+    p->learn_weights = n_weight_rows > 0;
+    p->n_params = p->n_adapter + n_weight_rows * (size_t)n;
+}
+
+void cr_lowrank_start(const struct cr_lowrank *p, float *params, struct cr_rng *rng)
+{
+    memset(params, 0, p->n_adapter * sizeof *params);
+    for (int layer = 0; layer < p->n_layers; layer++) {
+        for (int s = 0; s < CR_STAGE_COUNT; s++) {
+            const struct cr_stage_shape *st = &p->stage[s];
+            float *a = params + cr_lowrank_a(p, layer, (enum cr_stage)s);
+            double bound = 1 / sqrt((double)st->n_in);
+            for (size_t i = 0; i < st->n_u * st->n_in; i++)
+                a[i] = (float)((2 * cr_rng_double(rng) - 1) * bound);
+        }
+    }
+    double n = p->n;
+    for (size_t i = p->weights_at; i < p->n_params; i++)
+        params[i] = (float)(1 / n + 0.5 * cr_rng_normal(rng) / sqrt(n));
+}
+
+/* ---- scratch: [first][dB of each linear][dA] ---- */
+
+/* Floats of dB of one linear: SHARED one B_eff per group, SEPARATE all N. */
+static size_t db_floats(const struct cr_lowrank *p, const struct cr_stage_shape *st, int i,
+                        size_t n_groups)
+{
+    return !st->target[i] ? 0 : st->lin_out[i] * p->r * (p->form == CR_POOL_SHARED ? n_groups : 1);
+}
+
+static size_t first_floats(const struct cr_lowrank *p, const struct cr_stage_shape *st,
+                           size_t n_tokens, size_t n_groups)
+{
+    size_t most = 0;
+    if (p->form == CR_POOL_SEPARATE)
+        return n_tokens * p->r;
+    for (int i = 0; i < st->n_lins; i++) {
+        size_t n = db_floats(p, st, i, n_groups);
+        most = n > most ? n : most;
+    }
+    return most;
+}
+
+size_t cr_lowrank_scratch(const struct cr_lowrank *p, size_t n_tokens, size_t n_groups)
+{
+    size_t most = 0;
+    for (int s = 0; s < CR_STAGE_COUNT; s++) {
+        const struct cr_stage_shape *st = &p->stage[s];
+        size_t n = first_floats(p, st, n_tokens, n_groups) + st->n_u * st->n_in;
+        for (int i = 0; i < st->n_lins; i++)
+            n += db_floats(p, st, i, n_groups);
+        most = n > most ? n : most;
+    }
+    return most;
+}
+
+/* Start of dB of linear i; i = n_lins: of dA. */
+static size_t db_at(const struct cr_lowrank *p, const struct cr_stage_shape *st,
+                    const struct cr_groups *g, int i)
+{
+    size_t at = first_floats(p, st, g->begin[g->n], g->n);
+    for (int j = 0; j < i; j++)
+        at += db_floats(p, st, j, g->n);
+    return at;
+}
+
+/* B_eff [groups, n_out, r] = s a B, or B itself where there is but one adapter of weight 1. */
+static const float *mixed_b(const struct cr_lowrank *p, const struct cr_groups *g, const float *b,
+                            size_t size, float *to)
+{
+    cr_gemm_nn(g->n, size, (size_t)p->n, p->scale, g->a, (size_t)p->n, b, size, 0.0f, to, size);
+    return to;
+}
+
+/* to [rows, N r] = s a_n u, each group with its own a. */
+static void scale_u(const struct cr_lowrank *p, const struct cr_groups *g, const float *u,
+                    size_t ldu, float *to)
+{
+    size_t rank = (size_t)p->rank;
+    for (size_t group = 0; group < g->n; group++) {
+        const float *a = g->a + group * (size_t)p->n;
+        for (size_t t = g->begin[group]; t < g->begin[group + 1]; t++) {
+            for (size_t i = 0; i < p->r; i++)
+                to[t * p->r + i] = p->scale * a[i / rank] * u[t * ldu + i];
+        }
+    }
+}
+
+void cr_lowrank_forward(const struct cr_lowrank *p, const float *params, int layer,
+                        enum cr_stage stage, const struct cr_groups *g, float *y_ext,
+                        float *scratch)
+{
+    const struct cr_stage_shape *st = &p->stage[stage];
+    size_t rows = g->begin[g->n], r = p->r;
+    for (int i = 0; i < st->n_lins; i++) {
+        if (!st->target[i])
+            continue;
+        const float *b = params + cr_lowrank_b(p, layer, stage, i), *u = y_ext + st->u_at[i];
+        float *y = y_ext + st->out_at[i];
+        size_t n_out = st->lin_out[i], size = n_out * r;
+        if (p->form == CR_POOL_SEPARATE) {
+            scale_u(p, g, u, st->ld, scratch);
+            cr_gemm_nt(rows, n_out, r, 1.0f, scratch, r, b, r, 1.0f, y, st->ld);
+            continue;
+        }
+        const float *mixed = mixed_b(p, g, b, size, scratch);
+        for (size_t k = 0; k < g->n; k++)
+            cr_gemm_nt(g->begin[k + 1] - g->begin[k], n_out, r, 1.0f, u + g->begin[k] * st->ld,
+                       st->ld, mixed + k * size, r, 1.0f, y + g->begin[k] * st->ld, st->ld);
+    }
+}
+
+/* du = B_eff^T dy; dB_eff = dy^T u per group; da_n += s <dB_eff, B_n>. */
+static void back_shared(const struct cr_lowrank *p, const struct cr_stage_shape *st, int i,
+                        const struct cr_groups *g, const float *b, float *dy_ext, const float *u,
+                        size_t ldu, float *da, float *scratch, float *db)
+{
+    size_t n_out = st->lin_out[i], r = p->r, size = n_out * r, n = (size_t)p->n;
+    const float *mixed = mixed_b(p, g, b, size, scratch);
+    for (size_t k = 0; k < g->n; k++) {
+        size_t at = g->begin[k], rows = g->begin[k + 1] - at;
+        const float *dy = dy_ext + at * st->ld + st->out_at[i];
+        cr_gemm_nn(rows, r, n_out, 1.0f, dy, st->ld, mixed + k * size, r, 0.0f,
+                   dy_ext + at * st->ld + st->u_at[i], st->ld);
+        cr_gemm_tn(n_out, r, rows, 1.0f, dy, st->ld, u + at * ldu, ldu, 0.0f, db + k * size, r);
+    }
+    if (p->learn_weights)
+        cr_gemm_nt(g->n, n, size, p->scale, db, size, b, size, 1.0f, da, n);
+}
+
+/* With v = s a u: dv = B^T dy, dB = dy^T v, da_n += s <dv_n, u_n>, du = s a dv. */
+static void back_separate(const struct cr_lowrank *p, const struct cr_stage_shape *st, int i,
+                          const struct cr_groups *g, const float *b, float *dy_ext, const float *u,
+                          size_t ldu, float *da, float *scratch, float *db)
+{
+    size_t n_out = st->lin_out[i], r = p->r, rank = (size_t)p->rank, rows = g->begin[g->n];
+    const float *dy = dy_ext + st->out_at[i];
+    float *du = dy_ext + st->u_at[i];
+    scale_u(p, g, u, ldu, scratch);
+    cr_gemm_tn(n_out, r, rows, 1.0f, dy, st->ld, scratch, r, 0.0f, db, r);
+    cr_gemm_nn(rows, r, n_out, 1.0f, dy, st->ld, b, r, 0.0f, du, st->ld);
+    for (size_t k = 0; k < g->n; k++) {
+        const float *a = g->a + k * (size_t)p->n;
+        for (size_t t = g->begin[k]; t < g->begin[k + 1]; t++) {
+            for (size_t j = 0; j < r; j++) {
+                if (p->learn_weights)
+                    da[k * (size_t)p->n + j / rank] +=
+                        p->scale * du[t * st->ld + j] * u[t * ldu + j];
+                du[t * st->ld + j] *= p->scale * a[j / rank];
+            }
+        }
+    }
+}
+
+void cr_lowrank_back(const struct cr_lowrank *p, const float *params, int layer,
+                     enum cr_stage stage, const struct cr_groups *g, float *dy_ext, const float *u,
+                     size_t ldu, float *da, float *scratch)
+{
+    const struct cr_stage_shape *st = &p->stage[stage];
+    for (int i = 0; i < st->n_lins; i++) {
+        if (!st->target[i])
+            continue;
+        const float *b = params + cr_lowrank_b(p, layer, stage, i);
+        const float *u_i = u + (st->u_at[i] - st->n_out);
+        float *db = scratch + db_at(p, st, g, i);
+        if (p->form == CR_POOL_SHARED)
+            back_shared(p, st, i, g, b, dy_ext, u_i, ldu, da, scratch, db);
+        else
+            back_separate(p, st, i, g, b, dy_ext, u_i, ldu, da, scratch, db);
+    }
+}
+
+void cr_lowrank_back_a(const struct cr_lowrank *p, enum cr_stage stage, const struct cr_groups *g,
+                       const float *dy_ext, const float *x, size_t ldx, float *scratch)
+{
+    const struct cr_stage_shape *st = &p->stage[stage];
+    cr_gemm_tn(st->n_u, st->n_in, g->begin[g->n], 1.0f, dy_ext + st->n_out, st->ld, x, ldx, 0.0f,
+               scratch + db_at(p, st, g, st->n_lins), st->n_in);
+}
+
+void cr_lowrank_add(const struct cr_lowrank *p, int layer, enum cr_stage stage,
+                    const struct cr_groups *g, const float *scratch, float *grads)
+{
+    const struct cr_stage_shape *st = &p->stage[stage];
+    float *to = grads + cr_lowrank_a(p, layer, stage);
+    const float *da = scratch + db_at(p, st, g, st->n_lins);
+    for (size_t i = 0; i < st->n_u * st->n_in; i++)
+        to[i] += da[i];
+    for (int i = 0; i < st->n_lins; i++) {
+        const float *db = scratch + db_at(p, st, g, i);
+        size_t size = st->lin_out[i] * p->r;
+        to = grads + cr_lowrank_b(p, layer, stage, i);
+        if (!st->target[i])
+            continue;
+        if (p->form == CR_POOL_SHARED) { /* dB_n += s sum_groups a_n dB_eff */
+            cr_gemm_tn((size_t)p->n, size, g->n, p->scale, g->a, (size_t)p->n, db, size, 1.0f, to,
+                       size);
+            continue;
+        }
+        for (size_t k = 0; k < size; k++)
+            to[k] += db[k];
+    }
+}
+
+void cr_lowrank_export(const struct cr_lowrank *p, const float *params, cr_pool *pool)
+{
+    size_t rank = (size_t)p->rank, n = (size_t)p->n;
+    for (int layer = 0; layer < p->n_layers; layer++) {
+        for (int s = 0; s < CR_STAGE_COUNT; s++) {
+            const struct cr_stage_shape *st = &p->stage[s];
+            for (int i = 0; i < st->n_lins; i++) {
+                struct cr_pool_pair *to = &pool->pairs[layer * CR_LIN_COUNT + (int)st->lin[i]];
+                const float *b = params + cr_lowrank_b(p, layer, (enum cr_stage)s, i);
+                if (!st->target[i])
+                    continue;
+                memcpy(to->a,
+                       params + cr_lowrank_a(p, layer, (enum cr_stage)s) +
+                           (st->u_at[i] - st->n_out) * st->n_in,
+                       p->r * st->n_in * sizeof(float));
+                if (p->form == CR_POOL_SHARED) {
+                    memcpy(to->b, b, n * st->lin_out[i] * rank * sizeof(float));
+                    continue;
+                }
+                for (size_t k = 0; k < n; k++)
+                    for (size_t o = 0; o < st->lin_out[i]; o++)
+                        memcpy(to->b + (k * st->lin_out[i] + o) * rank, b + o * p->r + k * rank,
+                               rank * sizeof(float));
+            }
+        }
+    }
+}

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The operations of a transformer layer with their gradients, on rows of float32. What the kernel
+ * table has (norm, softmax, SiLU, rotation) is taken from there; matrix products are BLAS calls.
+ * Each runs on the calling thread and writes no more than the rows it is given.
+ *
+ * Legend: ld* floats from one row to the next; d + name is the gradient of the loss by name.
+ */
+#ifndef CR_OPS_H
+#define CR_OPS_H
+
+#include "model/model.h"
+
+/* C[m, n] = alpha * op(A) op(B) + beta * C, row-major; op is ^T where the letter is T. */
+void cr_gemm_nn(size_t m, size_t n, size_t k, float alpha, const float *a, size_t lda,
+                const float *b, size_t ldb, float beta, float *c, size_t ldc); /* A[m,k] B[k,n] */
+void cr_gemm_nt(size_t m, size_t n, size_t k, float alpha, const float *a, size_t lda,
+                const float *b, size_t ldb, float beta, float *c, size_t ldc); /* A[m,k] B[n,k] */
+void cr_gemm_tn(size_t m, size_t n, size_t k, float alpha, const float *a, size_t lda,
+                const float *b, size_t ldb, float beta, float *c, size_t ldc); /* A[k,m] B[k,n] */
+/* From now on BLAS calls of this process run on the thread that makes them. */
+void cr_gemm_single_thread(void);
+
+/* dx += gradient of y = x * w / sqrt(mean(x^2) + eps), one row of n. */
+void cr_rmsnorm_back(float *dx, const float *dy, const float *x, const float *w, size_t n,
+                     float eps);
+/* Gradient of f = silu(g) * u: dg = df * u * s * (1 + g * (1 - s)), du = df * g * s, with
+ * s = 1 / (1 + exp(-g)). */
+void cr_silu_mul_back(float *dg, float *du, const float *df, const float *g, const float *u,
+                      size_t n);
+/* Rotates n_heads heads of a row; cs [head_dim] holds (cos, sin) pairs of its position. The
+ * gradient is the same call with a table whose sines are negated. */
+void cr_rope_row(const cr_model *m, float *x, int n_heads, const float *cs);
+/* The table for positions 0..n-1: [n, head_dim]; sign -1 for the gradient. */
+void cr_rope_table(const cr_model *m, float *cs, size_t n, float sign);
+
+/* Softmax cross-entropy of one row: returns -log softmax(logits)[target] and replaces logits by
+ * weight * (softmax - one-hot). */
+float cr_cross_entropy(const struct cr_kernels *k, float *logits, size_t n, int32_t target,
+                       float weight);
+
+/* Causal attention of one sequence. Query row i sees the keys [0, limit[i]); limits do not fall.
+ * q [n_q, H * D], k and v [n_kv, G * D], o [n_q, H * D]; head h reads kv head h / (H / G). */
+struct cr_attention {
+    const struct cr_kernels *kernels;
+    int n_heads, n_kv_heads, head_dim;
+    size_t n_q, n_kv;
+    const float *q, *k, *v;
+    size_t ldq, ldk, ldv;
+    const int32_t *limit; /* [n_q] */
+};
+/* Floats of scratch that sequences of n_kv keys need. */
+size_t cr_attention_scratch(size_t n_kv);
+void cr_attention_forward(const struct cr_attention *a, float *o, size_t ldo, float *scratch);
+/* dq is written, dk and dv (leading dimensions ldk, ldv of their own) are added to. o is the result
+ * of the forward pass, d_o its gradient, both ldo apart. */
+void cr_attention_back(const struct cr_attention *a, const float *o, const float *d_o, size_t ldo,
+                       float *dq, size_t lddq, float *dk, size_t lddk, float *dv, size_t lddv,
+                       float *scratch);
+
+#endif
