@@ -17,7 +17,7 @@
 
 typedef double gradient_fn(void *ud); /* reads x, gives f */
 
-static double slope(gradient_fn *f, void *ud, float *x, const float *saved, const double *d,
+static inline double slope(gradient_fn *f, void *ud, float *x, const float *saved, const double *d,
                     size_t n, double step)
 {
     double at[2];
@@ -31,7 +31,7 @@ static double slope(gradient_fn *f, void *ud, float *x, const float *saved, cons
 }
 
 /* The largest error over all directions, as a share of |g|. */
-static double gradient_error(gradient_fn *f, void *ud, float *x, const float *g, size_t n,
+static inline double gradient_error(gradient_fn *f, void *ud, float *x, const float *g, size_t n,
                              double step, uint64_t seed)
 {
     enum { RANDOM = 3, SINGLE = 8 };
@@ -64,7 +64,7 @@ static double gradient_error(gradient_fn *f, void *ud, float *x, const float *g,
     return norm > 0 ? worst : INFINITY; /* a gradient that is all 0 tests nothing */
 }
 
-static void fill_normal(float *x, size_t n, double scale, uint64_t seed)
+static inline void fill_normal(float *x, size_t n, double scale, uint64_t seed)
 {
     struct cr_rng rng;
     cr_rng_init(&rng, seed);
@@ -72,7 +72,7 @@ static void fill_normal(float *x, size_t n, double scale, uint64_t seed)
         x[i] = (float)(scale * cr_rng_normal(&rng));
 }
 
-static float *new_normal(size_t n, double scale, uint64_t seed)
+static inline float *new_normal(size_t n, double scale, uint64_t seed)
 {
     float *x = cr_alloc(n, sizeof *x);
     fill_normal(x, n, scale, seed);
