@@ -115,6 +115,11 @@ void cr_gguf_put_kv(cr_gguf_writer *w, const struct cr_gguf_kv *kv);
 /* data is borrowed until _write and must hold the tensor's bytes. */
 void cr_gguf_put_tensor(cr_gguf_writer *w, const char *name, uint32_t type, uint32_t n_dims,
                         const uint64_t *ne, const void *data);
+/* The same for data that is made while the file is written: make adds exactly the tensor's bytes.
+ */
+typedef enum cr_status cr_gguf_make_fn(void *ud, struct cr_file_writer *f, struct cr_error *err);
+void cr_gguf_put_tensor_fn(cr_gguf_writer *w, const char *name, uint32_t type, uint32_t n_dims,
+                           const uint64_t *ne, cr_gguf_make_fn *make, void *ud);
 /* Reports the first failure of any put (out of memory, bad shape) and duplicate names too. */
 enum cr_status cr_gguf_write(cr_gguf_writer *w, const char *path, struct cr_error *err);
 

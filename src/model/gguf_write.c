@@ -23,6 +23,8 @@ struct name_list { /* for the check of duplicates */
 struct pending { /* a tensor whose data follows later */
     const void *data;
     size_t bytes;
+    cr_gguf_make_fn *make; /* instead of data, or NULL */
+    void *ud;
 };
 
 struct cr_gguf_writer {
@@ -210,8 +212,8 @@ static size_t tensor_bytes(uint32_t type, uint32_t n_dims, const uint64_t *ne)
     return bytes;
 }
 
-void cr_gguf_put_tensor(cr_gguf_writer *w, const char *name, uint32_t type, uint32_t n_dims,
-                        const uint64_t *ne, const void *data)
+static void put_tensor(cr_gguf_writer *w, const char *name, uint32_t type, uint32_t n_dims,
+                       const uint64_t *ne, struct pending from)
 {
     size_t bytes = tensor_bytes(type, n_dims, ne);
     if (bytes == 0 && w->failed.status == CR_OK)
@@ -230,7 +232,8 @@ void cr_gguf_put_tensor(cr_gguf_writer *w, const char *name, uint32_t type, uint
     }
     if (!add_name(w, &w->tensor_names, name, strlen(name)))
         return;
-    w->tensors[w->tensor_names.n - 1] = (struct pending){data, bytes};
+    from.bytes = bytes;
+    w->tensors[w->tensor_names.n - 1] = from;
     add_str(&w->directory, name, strlen(name));
     add_u32(&w->directory, n_dims);
     for (uint32_t d = 0; d < n_dims; d++)
@@ -238,6 +241,18 @@ void cr_gguf_put_tensor(cr_gguf_writer *w, const char *name, uint32_t type, uint
     add_u32(&w->directory, type);
     add_u64(&w->directory, w->offset);
     w->offset += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
+void cr_gguf_put_tensor(cr_gguf_writer *w, const char *name, uint32_t type, uint32_t n_dims,
+                        const uint64_t *ne, const void *data)
+{
+    put_tensor(w, name, type, n_dims, ne, (struct pending){.data = data});
+}
+
+void cr_gguf_put_tensor_fn(cr_gguf_writer *w, const char *name, uint32_t type, uint32_t n_dims,
+                           const uint64_t *ne, cr_gguf_make_fn *make, void *ud)
+{
+    put_tensor(w, name, type, n_dims, ne, (struct pending){.make = make, .ud = ud});
 }
 
 static int compare_strings(const void *a, const void *b)
@@ -256,6 +271,19 @@ static enum cr_status check_names(struct name_list *l, size_t max, const char *w
         if (strcmp(l->v[i - 1], l->v[i]) == 0)
             return cr_error_set(err, CR_INVALID, "GGUF: %s %s was put twice", what, l->v[i]);
     return CR_OK;
+}
+
+static enum cr_status add_tensor(struct cr_file_writer *f, const struct pending *t,
+                                 struct cr_error *err)
+{
+    uint64_t begin = f->pos;
+    if (!t->make)
+        return cr_file_add(f, t->data, t->bytes, err);
+    enum cr_status status = t->make(t->ud, f, err);
+    if (status == CR_OK && f->pos - begin != t->bytes)
+        status = cr_error_set(err, CR_INTERNAL, "GGUF: a tensor of %zu bytes was given %" PRIu64,
+                              t->bytes, f->pos - begin);
+    return f->status = f->status == CR_OK ? status : f->status;
 }
 
 static void pad(struct cr_file_writer *f, struct cr_error *err)
@@ -290,8 +318,8 @@ enum cr_status cr_gguf_write(cr_gguf_writer *w, const char *path, struct cr_erro
     cr_file_add(&f, w->keys.data, w->keys.len, err);
     cr_file_add(&f, w->directory.data, w->directory.len, err);
     pad(&f, err);
-    for (size_t i = 0; i < w->tensor_names.n; i++) {
-        cr_file_add(&f, w->tensors[i].data, w->tensors[i].bytes, err);
+    for (size_t i = 0; i < w->tensor_names.n && f.status == CR_OK; i++) {
+        add_tensor(&f, &w->tensors[i], err);
         pad(&f, err);
     }
     if (f.status != CR_OK) {
