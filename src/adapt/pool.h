@@ -13,6 +13,8 @@
  *   index.middle.proto [n_embd, T], index.weights [N, T]
  * T entries of the index: the pool's training tasks (library) or its N centroids (centroid, T = N,
  * weights = identity). delta W = alpha / rank * sum_n w_n B_n A_n.
+ * The index.middle tensors and crayon.pool.middle_layer are optional together; a pool of kind
+ * "lora" (one plain LoRA, N = 1) may have no index at all. Names of tasks are labels, never paths.
  * A prototype is the mean of the normalised embeddings (view minus mean, for the middle view
  * divided by std) of the task's rows, normalised.
  */
@@ -36,9 +38,13 @@ struct cr_pool_index {
     float tau_qx, tau_middle;  /* centroid temperatures */
 };
 
-struct cr_pool_pair { /* one linear of one layer, float32 */
-    float *a;         /* shared [rank, n_in]; separate [N, rank, n_in] */
-    float *b;         /* [N, n_out, rank] */
+/* One linear of one layer. A new pool owns a and b in float32 (the trainer writes there). An opened
+ * pool has A in float32 and B where it lies in the mapped file, in the pool's b_type: B is N times
+ * larger and is only read to be blended. cr_pool_read_b serves both. */
+struct cr_pool_pair {
+    float *a;           /* shared [rank, n_in]; separate [N, rank, n_in]; NULL: not a target */
+    float *b;           /* [N, n_out, rank], or NULL */
+    const void *b_file; /* the same, or NULL */
 };
 
 struct cr_pool {
@@ -49,23 +55,42 @@ struct cr_pool {
     float alpha;
     bool target[CR_LIN_COUNT];
     char *path, *name, *base_hash, *command;
-    char hash[65]; /* of the file: header and samples, like cr_model_hash */
+    /* how it was trained, 0 when not known; the loss is the last one reported */
+    uint32_t steps;
+    uint64_t seed;
+    float loss;
+    char hash[65]; /* of an opened file: header and samples, like cr_model_hash; else "" */
     struct cr_pool_index index;
-    struct cr_pool_pair *pairs; /* [n_layers * CR_LIN_COUNT]; a NULL: not a target */
+    struct cr_pool_pair *pairs; /* [n_layers * CR_LIN_COUNT] */
+    uint32_t b_type;            /* of b_file: CR_F16 or CR_F32 */
     float *data;                /* owns a and b */
+    cr_gguf *file;              /* keeps b_file mapped, or NULL */
     const cr_model *model;
 };
+
+enum { CR_POOL_MAX_N = 1024, CR_POOL_MAX_ENTRIES = 1 << 16 };
 
 /* An empty pool with room for its pairs, cleared. Free with cr_pool_close. */
 enum cr_status cr_pool_new(cr_pool **out, const cr_model *m, enum cr_pool_form form,
                            enum cr_pool_kind kind, int n, int rank, float alpha,
                            const bool target[CR_LIN_COUNT], struct cr_error *err);
+/* The same without room for B, for a pool whose B stays in its file. */
+enum cr_status cr_pool_new_without_b(cr_pool **out, const cr_model *m, enum cr_pool_form form,
+                                     enum cr_pool_kind kind, int n, int rank, float alpha,
+                                     const bool target[CR_LIN_COUNT], struct cr_error *err);
 /* Room for T index entries. */
 enum cr_status cr_pool_index_alloc(cr_pool *p, int n_entries, struct cr_error *err);
-/* type CR_F16 or CR_F32 for the adapters; the index is float32. */
+/* Checks the pool as cr_pool_open does and writes it whole or not at all. type CR_F16 or CR_F32 for
+ * the adapters (CR_INVALID where a value does not fit F16); the index is float32. */
 enum cr_status cr_pool_write(const cr_pool *p, const char *path, uint32_t type,
                              struct cr_error *err);
-/* Embedding -> the unit vector that is compared with prototypes. v [dim] in, out [dim]. */
+/* B of adapter n of a pair as float32 [n_out, rank], from wherever it lies. */
+void cr_pool_read_b(const cr_pool *p, int layer, enum cr_linear lin, int n, float *b);
+/* CR_UNSUPPORTED when the pool has no index for this view (pools of kind "lora" may have none, and
+ * the middle view is optional). */
+enum cr_status cr_pool_check_view(const cr_pool *p, enum cr_view view, struct cr_error *err);
+/* Embedding -> the unit vector that is compared with prototypes. v [dim] in, out [dim]; may be
+ * the same. Zeros when v is the mean itself. The view must be there. */
 void cr_pool_normalise(const cr_pool *p, enum cr_view view, const float *v, float *out);
 
 #endif

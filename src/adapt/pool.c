@@ -1,0 +1,329 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A pool in memory and its blend. SHARED: delta B = alpha / rank * sum_n w_n B_n, one pass over all
+ * B_n, and A is borrowed, so the blend has the rank of one adapter. SEPARATE: the A's of the
+ * adapters between the first and the last with a weight stand one after another in the pool, so
+ * their stack is borrowed too; B becomes [n_out, count * rank] with the weights folded in. Every
+ * output is a sum in the order of n: threads cannot change it.
+ */
+#include "adapt/pool.h"
+
+#include "adapt/adapter.h"
+#include "adapt/lora_bind.h"
+#include "base/mem.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { TILE = 2048 }; /* floats: the tile of B that is being summed stays in the first cache */
+
+/* The numbers, names and pairs table; no room for values yet. */
+static cr_pool *new_shell(const cr_model *m, enum cr_pool_form form, enum cr_pool_kind kind, int n,
+                          int rank, float alpha)
+{
+    cr_pool *p = cr_alloc0(1, sizeof *p);
+    if (!p)
+        return NULL;
+    p->form = form;
+    p->kind = kind;
+    p->n = n;
+    p->rank = rank;
+    p->alpha = alpha;
+    p->n_layers = m->n_layers;
+    p->model = m;
+    p->name = cr_strdup("");
+    p->command = cr_strdup("");
+    p->path = cr_strdup("");
+    p->base_hash = cr_strdup(cr_model_hash((cr_model *)(uintptr_t)m));
+    p->pairs = cr_alloc0((size_t)m->n_layers * CR_LIN_COUNT, sizeof *p->pairs);
+    if (p->name && p->command && p->path && p->base_hash && p->pairs)
+        return p;
+    cr_pool_close(p);
+    return NULL;
+}
+
+static enum cr_status new_pool(cr_pool **out, const cr_model *m, enum cr_pool_form form,
+                               enum cr_pool_kind kind, int n, int rank, float alpha,
+                               const bool target[CR_LIN_COUNT], bool with_b, struct cr_error *err)
+{
+    *out = NULL;
+    if (n < 1 || n > CR_POOL_MAX_N || rank < 1 || rank > CR_LORA_MAX_RANK ||
+        (form == CR_POOL_SEPARATE && n * rank > CR_LORA_MAX_RANK) || !isfinite(alpha))
+        return cr_error_set(err, CR_INVALID, "pool: %d adapters of rank %d, alpha %g", n, rank,
+                            (double)alpha);
+    cr_pool *p = new_shell(m, form, kind, n, rank, alpha);
+    size_t per_layer = 0, a_rows = (size_t)rank * (form == CR_POOL_SEPARATE ? (size_t)n : 1);
+    size_t b_cols = with_b ? (size_t)n * (size_t)rank : 0;
+    for (int l = 0; l < CR_LIN_COUNT; l++) {
+        const struct cr_matrix *w = cr_model_linear(m, 0, (enum cr_linear)l);
+        if (target[l])
+            per_layer += a_rows * (size_t)w->n_in + b_cols * (size_t)w->n_out;
+    }
+    if (!p || !(p->data = cr_alloc0((size_t)m->n_layers * per_layer, sizeof(float)))) {
+        cr_pool_close(p);
+        return cr_error_set(err, CR_NO_MEMORY, "pool: out of memory for %zu floats",
+                            (size_t)m->n_layers * per_layer);
+    }
+    float *at = p->data;
+    for (int i = 0; i < m->n_layers * CR_LIN_COUNT; i++) {
+        int l = i % CR_LIN_COUNT;
+        const struct cr_matrix *w = cr_model_linear(m, 0, (enum cr_linear)l);
+        if (!target[l])
+            continue;
+        p->n_targets += !p->target[l];
+        p->target[l] = true;
+        p->pairs[i].a = at;
+        at += a_rows * (size_t)w->n_in;
+        p->pairs[i].b = with_b ? at : NULL;
+        at += b_cols * (size_t)w->n_out;
+    }
+    *out = p;
+    return CR_OK;
+}
+
+enum cr_status cr_pool_new(cr_pool **out, const cr_model *m, enum cr_pool_form form,
+                           enum cr_pool_kind kind, int n, int rank, float alpha,
+                           const bool target[CR_LIN_COUNT], struct cr_error *err)
+{
+    return new_pool(out, m, form, kind, n, rank, alpha, target, true, err);
+}
+
+enum cr_status cr_pool_new_without_b(cr_pool **out, const cr_model *m, enum cr_pool_form form,
+                                     enum cr_pool_kind kind, int n, int rank, float alpha,
+                                     const bool target[CR_LIN_COUNT], struct cr_error *err)
+{
+    return new_pool(out, m, form, kind, n, rank, alpha, target, false, err);
+}
+
+static void free_index(struct cr_pool_index *x)
+{
+    for (int i = 0; i < x->n_entries; i++) {
+        if (x->names)
+            cr_free(x->names[i]);
+        if (x->about)
+            cr_free(x->about[i]);
+    }
+    cr_free(x->names);
+    cr_free(x->about);
+    cr_free(x->rows);
+    cr_free(x->weights);
+    cr_free(x->qx_mean);
+    cr_free(x->qx_proto);
+    cr_free(x->mid_mean);
+    cr_free(x->mid_std);
+    cr_free(x->mid_proto);
+    *x = (struct cr_pool_index){0};
+}
+
+enum cr_status cr_pool_index_alloc(cr_pool *p, int n_entries, struct cr_error *err)
+{
+    struct cr_pool_index *x = &p->index;
+    free_index(x);
+    if (n_entries < 0 || n_entries > CR_POOL_MAX_ENTRIES)
+        return cr_error_set(err, CR_LIMIT, "pool: %d index entries, the limit is %d", n_entries,
+                            CR_POOL_MAX_ENTRIES);
+    size_t t = (size_t)n_entries, q = (size_t)p->model->q_dim, e = (size_t)p->model->n_embd;
+    x->n_entries = n_entries;
+    x->names = cr_alloc0(t, sizeof *x->names);
+    x->about = cr_alloc0(t, sizeof *x->about);
+    x->rows = cr_alloc0(t, sizeof *x->rows);
+    x->weights = cr_alloc0(t * (size_t)p->n, sizeof(float));
+    x->qx_mean = cr_alloc0(q, sizeof(float));
+    x->qx_proto = cr_alloc0(t * q, sizeof(float));
+    x->mid_mean = cr_alloc0(e, sizeof(float));
+    x->mid_std = cr_alloc0(e, sizeof(float));
+    x->mid_proto = cr_alloc0(t * e, sizeof(float));
+    if (x->names && x->about && x->rows && x->weights && x->qx_mean && x->qx_proto && x->mid_mean &&
+        x->mid_std && x->mid_proto)
+        return CR_OK;
+    free_index(x);
+    return cr_error_set(err, CR_NO_MEMORY, "pool: out of memory for %d index entries", n_entries);
+}
+
+void cr_pool_close(cr_pool *p)
+{
+    if (!p)
+        return;
+    free_index(&p->index);
+    cr_gguf_close(p->file);
+    cr_free(p->data);
+    cr_free(p->pairs);
+    cr_free(p->base_hash);
+    cr_free(p->path);
+    cr_free(p->command);
+    cr_free(p->name);
+    cr_free(p);
+}
+
+int cr_pool_size(const cr_pool *p)
+{
+    return p->n;
+}
+
+/* Values [at, at + n) of all B of a pair: a pointer into float32, or filled into tmp [n]. */
+static const float *b_values(const cr_pool *p, const struct cr_pool_pair *pair, size_t at, size_t n,
+                             float *tmp)
+{
+    if (pair->b)
+        return pair->b + at;
+    if (p->b_type == CR_F32)
+        return (const float *)pair->b_file + at;
+    p->model->k->dequantize[CR_F16](tmp, (const uint16_t *)pair->b_file + at, n);
+    return tmp;
+}
+
+void cr_pool_read_b(const cr_pool *p, int layer, enum cr_linear lin, int n, float *b)
+{
+    const struct cr_matrix *w = cr_model_linear(p->model, layer, lin);
+    size_t count = (size_t)w->n_out * (size_t)p->rank;
+    const float *from =
+        b_values(p, &p->pairs[layer * CR_LIN_COUNT + (int)lin], (size_t)n * count, count, b);
+    if (from != b)
+        memcpy(b, from, count * sizeof *b);
+}
+
+/* ---- blending ---- */
+
+struct blend_job {
+    const cr_pool *p;
+    cr_delta *d;
+    const float *weights;
+    float scale;     /* alpha / rank */
+    int first, last; /* adapters with a weight lie in [first, last] */
+};
+
+/* out[i] = scale * sum_n w_n B_n[i]   for the n_out * rank values of one pair */
+static void blend_shared(const struct blend_job *job, int i, float *out, size_t count)
+{
+    float tmp[TILE];
+    const cr_pool *p = job->p;
+    for (size_t at = 0; at < count; at += TILE) {
+        size_t n = count - at < TILE ? count - at : TILE;
+        memset(out + at, 0, n * sizeof *out);
+        for (int a = job->first; a <= job->last; a++) {
+            if (job->weights[a] == 0)
+                continue;
+            const float *b = b_values(p, &p->pairs[i], (size_t)a * count + at, n, tmp);
+            p->model->k->axpy(out + at, job->scale * job->weights[a], b, n);
+        }
+    }
+}
+
+/* out[o, (a - first) * r + j] = scale * w_a * B_a[o, j] */
+static void blend_separate(const struct blend_job *job, int i, float *out, size_t count)
+{
+    float tmp[CR_LORA_MAX_RANK];
+    const cr_pool *p = job->p;
+    size_t r = (size_t)p->rank, width = (size_t)(job->last - job->first + 1) * r;
+    size_t rows = CR_LORA_MAX_RANK / r * r; /* values of whole rows that fit tmp */
+    for (int a = job->first; a <= job->last; a++) {
+        float s = job->scale * job->weights[a];
+        for (size_t at = 0; at < count; at += rows) {
+            size_t n = count - at < rows ? count - at : rows;
+            const float *b = b_values(p, &p->pairs[i], (size_t)a * count + at, n, tmp);
+            float *to = out + at / r * width + (size_t)(a - job->first) * r;
+            for (size_t o = 0; o < n / r; o++)
+                for (size_t j = 0; j < r; j++)
+                    to[o * width + j] = s * b[o * r + j];
+        }
+    }
+}
+
+static void blend_pairs(void *ud, size_t begin, size_t end, int thread)
+{
+    (void)thread;
+    const struct blend_job *job = ud;
+    for (size_t i = begin; i < end; i++) {
+        const struct cr_matrix *w =
+            cr_model_linear(job->p->model, 0, (enum cr_linear)(i % CR_LIN_COUNT));
+        float *b = (float *)(uintptr_t)job->d->pairs[i].b; /* inside the delta's own data */
+        if (!b)
+            continue;
+        size_t count = (size_t)w->n_out * (size_t)job->p->rank;
+        if (job->p->form == CR_POOL_SHARED)
+            blend_shared(job, (int)i, b, count);
+        else
+            blend_separate(job, (int)i, b, count);
+    }
+}
+
+/* Points every pair at its A in the pool and at its place for B in the delta. */
+static void lay_out(struct blend_job *job, int rank)
+{
+    const cr_pool *p = job->p;
+    float *at = job->d->data;
+    for (int i = 0; i < p->n_layers * CR_LIN_COUNT; i++) {
+        const struct cr_matrix *w =
+            cr_model_linear(p->model, 0, (enum cr_linear)(i % CR_LIN_COUNT));
+        if (!p->pairs[i].a)
+            continue;
+        size_t skip = p->form == CR_POOL_SEPARATE
+                          ? (size_t)job->first * (size_t)p->rank * (size_t)w->n_in
+                          : 0;
+        job->d->pairs[i] = (struct cr_low_rank){rank, p->pairs[i].a + skip, at};
+        at += (size_t)rank * (size_t)w->n_out;
+    }
+    job->d->max_rank = rank;
+    job->d->keep_alive = p;
+}
+
+enum cr_status cr_pool_blend(cr_delta **out, const cr_pool *p, const float *weights,
+                             struct cr_error *err)
+{
+    *out = NULL;
+    struct blend_job job = {
+        .p = p, .weights = weights, .scale = p->alpha / (float)p->rank, .first = p->n, .last = -1};
+    for (int i = 0; i < p->n; i++) {
+        if (!(fabsf(weights[i]) <= CR_MAX_SCALE))
+            return cr_error_set(err, CR_INVALID, "pool: weight %d is %g, want a number within +-%g",
+                                i + 1, (double)weights[i], (double)CR_MAX_SCALE);
+        if (weights[i] != 0) {
+            job.first = i < job.first ? i : job.first;
+            job.last = i;
+        }
+    }
+    if (job.last < 0) /* no weight at all: the base model */
+        return cr_delta_new(out, p->n_layers, 0, err);
+    int rank = p->form == CR_POOL_SHARED ? p->rank : (job.last - job.first + 1) * p->rank;
+    size_t floats = 0;
+    for (int l = 0; l < CR_LIN_COUNT; l++)
+        if (p->target[l])
+            floats += (size_t)cr_model_linear(p->model, 0, (enum cr_linear)l)->n_out;
+    floats *= (size_t)p->n_layers * (size_t)rank;
+    enum cr_status status = cr_delta_new(&job.d, p->n_layers, floats, err);
+    if (status != CR_OK)
+        return status;
+    lay_out(&job, rank);
+    cr_threads_run_dynamic(p->model->threads, (size_t)p->n_layers * CR_LIN_COUNT, 1, blend_pairs,
+                           &job);
+    *out = job.d;
+    return CR_OK;
+}
+
+/* ---- index ---- */
+
+enum cr_status cr_pool_check_view(const cr_pool *p, enum cr_view view, struct cr_error *err)
+{
+    if (view == CR_VIEW_MIDDLE ? p->index.mid_proto != NULL : p->index.qx_proto != NULL)
+        return CR_OK;
+    return cr_error_set(err, CR_UNSUPPORTED, "%s: the pool has no index for the %s view", p->path,
+                        view == CR_VIEW_MIDDLE ? "middle" : "first-layer");
+}
+
+void cr_pool_normalise(const cr_pool *p, enum cr_view view, const float *v, float *out)
+{
+    const struct cr_pool_index *x = &p->index;
+    bool middle = view == CR_VIEW_MIDDLE;
+    size_t n = (size_t)(middle ? p->model->n_embd : p->model->q_dim);
+    const float *mean = middle ? x->mid_mean : x->qx_mean;
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        out[i] = v[i] - mean[i];
+        if (middle)
+            out[i] /= x->mid_std[i];
+        sum += (double)out[i] * out[i];
+    }
+    float scale = sum > 0 ? (float)(1 / sqrt(sum)) : 0;
+    for (size_t i = 0; i < n; i++)
+        out[i] *= scale;
+}
