@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Task embeddings of one example, from its question, context and option tokens (template tokens
- * such as "Question:" are masked).
+ * Task embeddings of one example, from the tokens of its context and its question (the template's
+ * own tokens, such as "Question:", and the options are left out).
  *   CR_VIEW_QX      q_x = W_q . mean_t RMSNorm(E[x_t]), first layer, before RoPE, without bias:
  *                   one gather and one matrix-vector product. [q_dim]
  *   CR_VIEW_MIDDLE  mean over content tokens of the hidden state after layer n_layers / 2. [n_embd]

@@ -18,31 +18,36 @@ struct cr_option_score {
 };
 
 struct cr_example_score {
-    int n_options;                   /* choices, or 1 for a short answer */
+    int n_options;                   /* choices, or 1 for a short answer; 0: nothing to score */
     struct cr_option_score *options; /* [n_options] */
     int choice;                      /* argmax of sum / n_bytes; 0 for a short answer */
+    bool has_answer;                 /* the fields below mean something */
     bool correct;                    /* choice == answer_index, or exact short answer */
     float nll;                       /* mean token NLL of the right answer (with "\n" if short) */
-    float loss; /* METHOD.md: choices: CE over options of 8 * sum / n_bytes, + 0.3 nll; else nll */
+    float loss; /* choices: CE over options of 8 * sum / n_bytes, + 0.3 nll; else nll */
 };
 
 struct cr_scorer; /* tokenised examples of one file, ready to be scored many times */
 typedef struct cr_scorer cr_scorer;
 
 /* Tokenises once. Prompts longer than the context with their options lose tokens on the left, and
- * cr_scorer_n_cut says how many examples did. Free with cr_scorer_free. */
+ * cr_scorer_n_cut says how many examples did. An option that no prompt token fits beside is
+ * CR_LIMIT. The examples are not needed afterwards. Free with cr_scorer_free. */
 enum cr_status cr_scorer_new(cr_scorer **out, cr_model *m, const struct cr_example *e, size_t n,
                              struct cr_error *err);
 void cr_scorer_free(cr_scorer *s);
 size_t cr_scorer_n_tokens(const cr_scorer *s); /* tokens that one pass runs */
 size_t cr_scorer_n_cut(const cr_scorer *s);
-/* One pass over all examples with answers. *scores is an array of n, owned by the scorer, valid
- * until the next call. progress (may be NULL) is told done and total tokens; false cancels. */
+/* One pass over all examples that have choices or a short answer. *scores is an array of n, owned
+ * by the scorer, valid until the next call. progress (may be NULL) is told done and total tokens;
+ * false cancels (CR_CANCELLED). The scores of an example do not depend, bit for bit, on what else
+ * is scored in the same pass. */
 enum cr_status cr_scorer_run(cr_scorer *s, const cr_delta *delta,
                              const struct cr_example_score **scores,
                              bool (*progress)(void *ud, size_t done, size_t total), void *ud,
                              struct cr_error *err);
-/* Log-probabilities of given tokens after a prompt: logprobs[i] of completion[i]; greedy flag. */
+/* Log-probabilities of given tokens after a prompt of at least one: logprobs[i] of completion[i];
+ * *is_greedy: each was the argmax. Uses the session's cache and leaves it empty. */
 enum cr_status cr_score_tokens(cr_session *s, const int32_t *prompt, size_t n_prompt,
                                const int32_t *completion, size_t n, float *logprobs,
                                bool *is_greedy, struct cr_error *err);
