@@ -354,7 +354,7 @@ static enum cr_status read_text(cr_model *m, const struct cr_model_options *opt,
 {
     enum cr_status status = cr_tokenizer_new(&m->tok, m->gguf, err);
     if (status != CR_OK)
-        return cr_error_prefix(err, status, "%s", cr_gguf_name(m->gguf));
+        return status;
     m->n_vocab = cr_tokenizer_size(m->tok);
     if (m->n_vocab < 1 || m->n_vocab > MAX_VOCAB)
         return cr_error_set(err, CR_LIMIT, "%s: want a vocabulary of 1 to %d, found %d",
