@@ -1,0 +1,337 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the small test models to ../data and expected logits and greedy text of five models here.
+
+usage: make_models.py STORIES260K.bin TOK512.bin SMOLLM2.gguf [NAME...]
+
+The expected values are transformers' in float32, from the tensors of the same GGUF file dequantised.
+README.md beside this file describes the format.
+"""
+import struct
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from gguf.quants import dequantize, quantize
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config,
+                          Qwen3ForCausalLM)
+
+HERE = Path(__file__).resolve().parent
+DATA = HERE.parent / "data"
+F32, F16, Q8_0 = (gguf.GGMLQuantizationType[t] for t in ("F32", "F16", "Q8_0"))
+N_PROMPT, N_GREEDY, N_PROMPTS, N_TOP, N_SAMPLE = 32, 64, 3, 5, 16
+
+TEXT = """The quick brown fox jumps over the lazy dog. A model that is small can still be useful when it
+knows what it is for. int main(void) { return 0; } We hold 1, 2 and 3 of them; there are more to come."""
+
+
+# ---- writing the models ----
+
+def bpe_vocab():
+    """256 bytes and 60 merges learned on TEXT, then four control tokens: 320."""
+    t = Tokenizer(models.BPE())
+    t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    t.decoder = decoders.ByteLevel()
+    t.train_from_iterator([TEXT], trainers.BpeTrainer(
+        vocab_size=316, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    path = HERE / "merges.tmp"
+    t.save(str(path))
+    import json
+    model = json.loads(path.read_text())["model"]
+    path.unlink()
+    tokens = sorted(model["vocab"], key=model["vocab"].get)
+    merges = [" ".join(m) if isinstance(m, list) else m for m in model["merges"]]
+    return tokens + ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"], [1] * 316 + [3] * 4, merges
+
+
+def write_qwen(arch, tied, head_dim, seed):
+    """A random model whose logits are spread enough for a greedy text without near ties."""
+    rng = np.random.default_rng(seed)
+    n_embd, n_heads, n_kv, n_ff, n_layers = 64, 4, 2, 160, 2
+    tokens, types, merges = bpe_vocab()
+    w = gguf.GGUFWriter(str(DATA / f"random-{arch}.gguf"), arch)
+    w.add_name(f"random {arch}")
+    w.add_license("apache-2.0")
+    w.add_context_length(256)
+    w.add_embedding_length(n_embd)
+    w.add_block_count(n_layers)
+    w.add_feed_forward_length(n_ff)
+    w.add_head_count(n_heads)
+    w.add_head_count_kv(n_kv)
+    if head_dim != n_embd // n_heads:
+        w.add_key_length(head_dim)
+        w.add_value_length(head_dim)
+    w.add_rope_freq_base(1000000.0)
+    w.add_layer_norm_rms_eps(1e-6)
+    w.add_tokenizer_model("gpt2")
+    w.add_tokenizer_pre("qwen2")
+    w.add_token_list(tokens)
+    w.add_token_types(types)
+    w.add_token_merges(merges)
+    w.add_eos_token_id(318)
+    w.add_add_bos_token(False)
+    w.add_chat_template("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] "
+                        "+ '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
+                        "{{ '<|im_start|>assistant\n' }}{% endif %}")
+
+    def put(name, shape, kind, scale, mean=0.0):
+        x = (rng.standard_normal(shape) * scale + mean).astype(np.float32)
+        if kind == F32:
+            w.add_tensor(name, x)
+        else:
+            w.add_tensor(name, quantize(x, kind), raw_dtype=kind)
+
+    q_dim, kv_dim = n_heads * head_dim, n_kv * head_dim
+    put("token_embd.weight", (len(tokens), n_embd), Q8_0, 0.5)
+    put("output_norm.weight", n_embd, F32, 0.1, 1.0)
+    if not tied:
+        put("output.weight", (len(tokens), n_embd), F16, 1.0)
+    for i in range(n_layers):
+        b = f"blk.{i}."
+        put(b + "attn_norm.weight", n_embd, F32, 0.1, 1.0)
+        put(b + "ffn_norm.weight", n_embd, F32, 0.1, 1.0)
+        put(b + "attn_q.weight", (q_dim, n_embd), Q8_0, 0.2)
+        put(b + "attn_k.weight", (kv_dim, n_embd), Q8_0, 0.2)
+        put(b + "attn_v.weight", (kv_dim, n_embd), F32, 0.2)
+        put(b + "attn_output.weight", (n_embd, q_dim), Q8_0, 0.3)
+        put(b + "ffn_gate.weight", (n_ff, n_embd), Q8_0, 0.2)
+        put(b + "ffn_up.weight", (n_ff, n_embd), F16, 0.2)
+        put(b + "ffn_down.weight", (n_embd, n_ff), Q8_0, 0.3)
+        if arch == "qwen2":
+            put(b + "attn_q.bias", q_dim, F32, 0.5)
+            put(b + "attn_k.bias", kv_dim, F32, 0.5)
+            put(b + "attn_v.bias", kv_dim, F32, 0.5)
+        else:
+            put(b + "attn_q_norm.weight", head_dim, F32, 0.2, 1.0)
+            put(b + "attn_k_norm.weight", head_dim, F32, 0.2, 1.0)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+
+
+def write_stories(checkpoint, vocabulary):
+    """llama2.c version 0: seven ints, then float32 tensors; q and k rows are in GGUF's order already."""
+    raw = Path(checkpoint).read_bytes()
+    dim, n_ff, n_layers, n_heads, n_kv, n_vocab, n_ctx = struct.unpack_from("<7i", raw)
+    assert n_vocab > 0  # tied output
+    values, at = np.frombuffer(raw, "<f4", offset=28), 0
+
+    def take(*shape):
+        nonlocal at
+        n = int(np.prod(shape))
+        at += n
+        return values[at - n:at].reshape(shape)
+
+    kv_dim = dim // n_heads * n_kv
+    embd = take(n_vocab, dim)
+    parts = {"attn_norm": take(n_layers, dim), "attn_q": take(n_layers, dim, dim),
+             "attn_k": take(n_layers, kv_dim, dim), "attn_v": take(n_layers, kv_dim, dim),
+             "attn_output": take(n_layers, dim, dim), "ffn_norm": take(n_layers, dim),
+             "ffn_gate": take(n_layers, n_ff, dim), "ffn_down": take(n_layers, dim, n_ff),
+             "ffn_up": take(n_layers, n_ff, dim)}
+    norm = take(dim)
+    raw, at_v = Path(vocabulary).read_bytes(), 4
+    tokens, scores, types = [], [], []
+    for i in range(n_vocab):
+        score, n = struct.unpack_from("<fi", raw, at_v)
+        token = raw[at_v + 8:at_v + 8 + n].decode()
+        at_v += 8 + n
+        tokens.append({0: "<unk>", 1: "<s>", 2: "</s>"}.get(i, token.replace(" ", "\u2581")))
+        scores.append(score)
+        types.append(2 if i == 0 else 3 if i < 3 else 6 if i < 259 else 1)
+    w = gguf.GGUFWriter(str(DATA / "stories260K.gguf"), "llama")
+    w.add_name("stories260K")
+    w.add_license("mit")
+    w.add_context_length(n_ctx)
+    w.add_embedding_length(dim)
+    w.add_block_count(n_layers)
+    w.add_feed_forward_length(n_ff)
+    w.add_head_count(n_heads)
+    w.add_head_count_kv(n_kv)
+    w.add_rope_dimension_count(dim // n_heads)
+    w.add_rope_freq_base(10000.0)
+    w.add_layer_norm_rms_eps(1e-5)
+    w.add_vocab_size(n_vocab)
+    w.add_tokenizer_model("llama")
+    w.add_token_list(tokens)
+    w.add_token_scores(scores)
+    w.add_token_types(types)
+    w.add_bos_token_id(1)
+    w.add_eos_token_id(2)
+    w.add_unk_token_id(0)
+    w.add_tensor("token_embd.weight", embd)
+    w.add_tensor("output_norm.weight", norm)
+    for i in range(n_layers):
+        for name, part in parts.items():
+            w.add_tensor(f"blk.{i}.{name}.weight", np.ascontiguousarray(part[i]))
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+
+
+# ---- the reference ----
+
+def unpermute(w, n_heads):
+    """GGUF `llama` has the rows of each head of q and k as pairs (2i, 2i+1), transformers as (i, i + D/2)."""
+    return w.reshape(n_heads, w.shape[0] // n_heads // 2, 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
+
+
+def reference(path, as_f16=False):
+    """The transformers model of a GGUF file, float32. as_f16: quantised tensors rounded to float16 first."""
+    r = gguf.GGUFReader(str(path))
+    get = lambda key, default=None: r.fields[key].contents() if key in r.fields else default
+    arch = get("general.architecture")
+    t = {}
+    for x in r.tensors:
+        v = dequantize(x.data, x.tensor_type).astype(np.float32)
+        if as_f16 and x.tensor_type not in (F32, F16):
+            v = v.astype(np.float16).astype(np.float32)
+        t[x.name] = torch.from_numpy(v.reshape([int(n) for n in x.shape][::-1]).copy())
+    n_heads, n_kv = get(arch + ".attention.head_count"), get(arch + ".attention.head_count_kv")
+    n_embd = get(arch + ".embedding_length")
+    make_config, make_model = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+                               "qwen3": (Qwen3Config, Qwen3ForCausalLM)}[arch]
+    config = make_config(
+        vocab_size=t["token_embd.weight"].shape[0], hidden_size=n_embd,
+        intermediate_size=get(arch + ".feed_forward_length"), num_hidden_layers=get(arch + ".block_count"),
+        num_attention_heads=n_heads, num_key_value_heads=n_kv,
+        rms_norm_eps=get(arch + ".attention.layer_norm_rms_epsilon"),
+        rope_theta=get(arch + ".rope.freq_base", 10000.0), max_position_embeddings=get(arch + ".context_length"),
+        tie_word_embeddings="output.weight" not in t, attn_implementation="eager",
+        **({} if arch == "qwen2" else {"head_dim": get(arch + ".attention.key_length", n_embd // n_heads)}))
+    model = make_model(config).float().eval()
+    state = {"model.embed_tokens.weight": t.pop("token_embd.weight"), "model.norm.weight": t.pop("output_norm.weight")}
+    state["lm_head.weight"] = t.pop("output.weight", state["model.embed_tokens.weight"])
+    names = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+             "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
+             "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+             "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+    for name, v in t.items():
+        _, layer, part, kind = name.split(".")
+        if arch == "llama" and part in ("attn_q", "attn_k"):
+            v = unpermute(v, n_heads if part == "attn_q" else n_kv)
+        state[f"model.layers.{layer}.{names[part]}.{kind}"] = v
+    model.load_state_dict(state, strict=True)
+    theta = config.rope_parameters["rope_theta"] if hasattr(config, "rope_parameters") else config.rope_theta
+    assert theta == get(arch + ".rope.freq_base", 10000.0)
+    return model
+
+
+@torch.no_grad()
+def greedy(model, prompt):
+    """64 ids, and the smallest lead of a chosen id over the next best."""
+    ids, lead, cache, run = [], float("inf"), None, list(prompt)
+    for _ in range(N_GREEDY):
+        out = model(torch.tensor([run]), past_key_values=cache, use_cache=True)
+        best, cache = out.logits[0, -1].topk(2), out.past_key_values
+        lead = min(lead, float(best.values[0] - best.values[1]))
+        run = [int(best.indices[0])]
+        ids += run
+    return ids, lead
+
+
+@torch.no_grad()
+def write_golden(name, model, prompts):
+    n_vocab = model.config.vocab_size
+    tried = [(p, *greedy(model, p)) for p in prompts]
+    tried = sorted(tried, key=lambda x: -x[2])[:N_PROMPTS]
+    sample = [k * n_vocab // N_SAMPLE for k in range(N_SAMPLE)]
+    with open(HERE / f"logits-{name}.txt", "w", encoding="ascii", newline="\n") as out:
+        for prompt, text, lead in tried:
+            logits = model(torch.tensor([prompt])).logits[0]
+            out.write("prompt " + " ".join(map(str, prompt)) + "\n")
+            for row in logits:
+                top = row.topk(N_TOP)
+                ids = [int(i) for i in top.indices] + sample
+                out.write("logits " + " ".join(f"{i} {float(row[i]):.6g}" for i in ids) + "\n")
+            out.write("greedy " + " ".join(map(str, text)) + "\n")
+            out.write(f"lead {lead:.4g}\n")
+    print(name, "lead", [round(x[2], 4) for x in tried], "of", len(prompts), "prompts")
+
+
+SENTENCES = [
+    "Once upon a time there was a little girl named Lily. She loved to play outside in the park with her friends, and one day",
+    "The water cycle describes how water moves on, above and below the surface of the Earth. Rain falls, rivers run to the sea, and",
+    "In the year 1815 the battle was fought near the village, and the general, who had slept badly, wrote to his wife that evening: My dear",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n    return fibonacci(n - 1) + fibonacci(n - 2)\n\nprint(fibonacci(10))\n",
+    "<|im_start|>user\nWhat do plants need to grow, and why do they turn towards the light?<|im_end|>\n<|im_start|>assistant\nPlants need",
+    "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of a wife. However little",
+    "The city lies on the river, which is crossed by three bridges; the oldest was built of stone in the twelfth century and the",
+    "Caf\u00e9s, na\u00efve r\u00e9sum\u00e9s and 12.5 % more: the Stra\u00dfe was empty, \u041f\u0440\u0438\u0432\u0435\u0442, and the sky above the town was the colour of",
+]
+
+
+def text_prompts(encode, bos):
+    rows = [bos + encode(s) for s in SENTENCES]
+    rows += [bos + encode(s)[7:] for s in SENTENCES]
+    return [r[:N_PROMPT] for r in rows if len(r) >= N_PROMPT]
+
+
+def stories_prompts(path):
+    """Greedy merges by score, as llama2.c does it."""
+    r = gguf.GGUFReader(str(path))
+    tokens = [x.replace("\u2581", " ") for x in r.fields["tokenizer.ggml.tokens"].contents()]
+    scores, index = r.fields["tokenizer.ggml.scores"].contents(), {}
+    for i, x in enumerate(tokens):
+        index.setdefault(x, i)
+
+    def encode(s):
+        ids = [index[c] for c in " " + s]
+        while True:
+            pairs = [(scores[index[tokens[a] + tokens[b]]], -k) for k, (a, b) in enumerate(zip(ids, ids[1:]))
+                     if tokens[a] + tokens[b] in index]
+            if not pairs:
+                return ids
+            k = -max(pairs)[1]
+            ids[k:k + 2] = [index[tokens[ids[k]] + tokens[ids[k + 1]]]]
+    plain = [s for s in SENTENCES if all(c in index for c in s)]
+    starts = ["Tom and Ben were playing with a big red ball in the garden when they saw a cat on the tree",
+              "The sun was shining and the little bird wanted to fly high up in the sky with his mom",
+              "One day a boy found a small box under his bed and he was very happy because it was a gift",
+              "Lily likes cake and she asked her mom if she could have some more but her mom said no"]
+    return [([1] + encode(s))[:N_PROMPT] for s in plain + starts]
+
+
+def random_prompts(n_vocab, seed):
+    rng = np.random.default_rng(seed)
+    return [[int(i) for i in rng.integers(0, n_vocab, N_PROMPT)] for _ in range(40)]
+
+
+def main():
+    checkpoint, vocabulary, smollm, *only = sys.argv[1:]
+    torch.set_num_threads(1)
+    small = HERE.parent.parent / "models" / "crayon-15m-q8_0.gguf"
+
+    def encoder(path):
+        r = gguf.GGUFReader(str(path))
+        get = lambda key: r.fields["tokenizer.ggml." + key].contents()
+        tokens = get("tokens")
+        t = Tokenizer(models.BPE({x: i for i, x in enumerate(tokens)}, [tuple(m.split(" ")) for m in get("merges")]))
+        t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        if get("pre") == "smollm":
+            t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), t.pre_tokenizer])
+        t.add_special_tokens([x for x, k in zip(tokens, get("token_type")) if k == 3])
+        return lambda s: t.encode(s).ids
+
+    def do(name, make):
+        if not only or name in only:
+            make()
+
+    DATA.mkdir(exist_ok=True)
+    do("random-qwen2", lambda: (write_qwen("qwen2", True, 16, 2), write_golden(
+        "random-qwen2", reference(DATA / "random-qwen2.gguf"), random_prompts(320, 1))))
+    do("random-qwen3", lambda: (write_qwen("qwen3", False, 32, 3), write_golden(
+        "random-qwen3", reference(DATA / "random-qwen3.gguf"), random_prompts(320, 1))))
+    do("stories260K", lambda: (write_stories(checkpoint, vocabulary), write_golden(
+        "stories260K", reference(DATA / "stories260K.gguf"), stories_prompts(DATA / "stories260K.gguf"))))
+    do("crayon-15m-q8_0", lambda: write_golden("crayon-15m-q8_0", reference(small), text_prompts(encoder(small), [0])))
+    do("crayon-15m-f16", lambda: write_golden("crayon-15m-f16", reference(small, True), text_prompts(encoder(small), [0])))
+    do("smollm2-135m-q4_1", lambda: write_golden("smollm2-135m-q4_1", reference(smollm), text_prompts(encoder(smollm), [])))
+
+
+main()
