@@ -8,12 +8,9 @@
  * just what kernels_ref.c says, block after block: the results are the same bits. With few tokens
  * the tile lives in registers; with many, a panel of tiles is made once and reused for all tokens.
  *
- * Float products: lanes along n, one accumulator of 8 lanes per output, the tail zero-filled, and
- * one fixed tree at the end. The tile of rows x tokens only decides which outputs are computed side
- * by side, never the order within one.
+ * The float kernels are those of vector.h, with 8 lanes.
  */
 #include "kernels/levels.h"
-#include "kernels/plain.h"
 
 #include <immintrin.h>
 #include <math.h>
@@ -332,335 +329,111 @@ static void quantize_q8a(struct cr_block_q8a *dst, const float *x, size_t n)
     }
 }
 
-/* ---- float products -------------------------------------------------------------------- */
+/* ---- the operations of vector.h -------------------------------------------------------- */
 
+typedef __m256 vf;
 enum { FLOAT_ROWS = 4, FLOAT_SIDE = 3 };
 
-INLINE __m256 widen_bf16(__m128i h)
+INLINE vf v_zero(void)
 {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+    return _mm256_setzero_ps();
 }
-
-/* 8 values of type F32, F16 or BF16. */
-INLINE __m256 load_8(enum cr_type type, const uint8_t *p)
+INLINE vf v_set1(float a)
 {
-    if (type == CR_F32)
-        return _mm256_loadu_ps((const void *)p);
-    __m128i h = _mm_loadu_si128((const void *)p);
-    return type == CR_F16 ? _mm256_cvtph_ps(h) : widen_bf16(h);
+    return _mm256_set1_ps(a);
 }
-
-/* The first n < 8 of them, then zeros. */
-INLINE __m256 load_tail(enum cr_type type, const uint8_t *p, size_t n)
+INLINE vf v_load(const float *p)
 {
-    uint8_t buf[32] = {0};
-    memcpy(buf, p, n * (type == CR_F32 ? 4 : 2));
-    return load_8(type, buf);
+    return _mm256_loadu_ps(p);
 }
-
-/* The one tree: ((0+1)+(2+3)) + ((4+5)+(6+7)). */
-INLINE float sum_lanes(__m256 v)
+INLINE void v_store(float *p, vf v)
+{
+    _mm256_storeu_ps(p, v);
+}
+INLINE vf v_load_part(const float *p, size_t n)
+{
+    return _mm256_maskload_ps(p, lanes(0, n));
+}
+INLINE void v_store_part(float *p, vf v, size_t n)
+{
+    _mm256_maskstore_ps(p, lanes(0, n), v);
+}
+INLINE vf v_load_f16(const uint16_t *p)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const void *)p));
+}
+INLINE vf v_load_bf16(const uint16_t *p)
+{
+    __m256i h = _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(h, 16));
+}
+INLINE vf v_load_i8(const int8_t *p)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)));
+}
+INLINE void v_store_f16(uint16_t *p, vf v)
+{
+    _mm_storeu_si128((void *)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+INLINE vf v_add(vf a, vf b)
+{
+    return _mm256_add_ps(a, b);
+}
+INLINE vf v_sub(vf a, vf b)
+{
+    return _mm256_sub_ps(a, b);
+}
+INLINE vf v_mul(vf a, vf b)
+{
+    return _mm256_mul_ps(a, b);
+}
+INLINE vf v_div(vf a, vf b)
+{
+    return _mm256_div_ps(a, b);
+}
+INLINE vf v_fma(vf a, vf b, vf c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+}
+INLINE vf v_max(vf a, vf b)
+{
+    return _mm256_max_ps(a, b);
+}
+INLINE vf v_min(vf a, vf b)
+{
+    return _mm256_min_ps(a, b);
+}
+INLINE vf v_round(vf v)
+{
+    return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+/* In two factors, of which only the last can round. */
+INLINE vf v_scale(vf v, vf k)
+{
+    __m256i n = _mm256_cvtps_epi32(k), half = _mm256_srai_epi32(n, 1);
+    __m256i rest = _mm256_sub_epi32(n, half), bias = _mm256_set1_epi32(127);
+    __m256 a = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23));
+    __m256 b = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23));
+    return _mm256_mul_ps(_mm256_mul_ps(v, a), b);
+}
+/* ((0+1)+(2+3)) + ((4+5)+(6+7)) */
+INLINE float v_sum(vf v)
 {
     v = _mm256_hadd_ps(v, v);
     v = _mm256_hadd_ps(v, v);
     return _mm_cvtss_f32(_mm_add_ss(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1)));
 }
-
-/* The same tree for four vectors at once. */
-INLINE __m128 sum_lanes_4(__m256 a, __m256 b, __m256 c, __m256 d)
+INLINE void v_sum_4(float *y, vf a, vf b, vf c, vf d)
 {
-    __m256 v = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-    return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    vf v = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    _mm_storeu_ps(y, _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1)));
 }
-
-/* R rows by T tokens. */
-INLINE void float_tile(enum cr_type type, int R, int T, float *y, size_t ldy, const uint8_t *w,
-                       size_t row_bytes, const uint8_t *x, size_t x_bytes, size_t n)
+INLINE float v_top(vf v)
 {
-    const size_t size = type == CR_F32 ? 4 : 2;
-    __m256 acc[FLOAT_ROWS][FLOAT_SIDE], xv[FLOAT_SIDE];
-    UNROLL for (int r = 0; r < R; r++) UNROLL for (int t = 0; t < T; t++) acc[r][t] =
-        _mm256_setzero_ps();
-    size_t i = 0;
-    for (; n - i >= LANES; i += LANES) {
-        UNROLL for (int t = 0; t < T; t++) xv[t] =
-            _mm256_loadu_ps((const void *)(x + (size_t)t * x_bytes + 4 * i));
-        UNROLL for (int r = 0; r < R; r++)
-        {
-            __m256 wv = load_8(type, w + (size_t)r * row_bytes + size * i);
-            UNROLL for (int t = 0; t < T; t++) acc[r][t] = _mm256_fmadd_ps(wv, xv[t], acc[r][t]);
-        }
-    }
-    if (i < n) {
-        UNROLL for (int t = 0; t < T; t++) xv[t] =
-            load_tail(CR_F32, x + (size_t)t * x_bytes + 4 * i, n - i);
-        UNROLL for (int r = 0; r < R; r++)
-        {
-            __m256 wv = load_tail(type, w + (size_t)r * row_bytes + size * i, n - i);
-            UNROLL for (int t = 0; t < T; t++) acc[r][t] = _mm256_fmadd_ps(wv, xv[t], acc[r][t]);
-        }
-    }
-    UNROLL for (int t = 0; t < T; t++)
-    {
-        if (R == 4)
-            _mm_storeu_ps(y + (size_t)t * ldy,
-                          sum_lanes_4(acc[0][t], acc[1][t], acc[2][t], acc[3][t]));
-        else
-            y[(size_t)t * ldy] = sum_lanes(acc[0][t]);
-    }
-}
-
-INLINE void float_rows(enum cr_type type, int R, float *y, size_t ldy, const uint8_t *w,
-                       size_t row_bytes, const uint8_t *x, size_t x_bytes, size_t n_tok, size_t n)
-{
-    size_t t = 0;
-    for (; n_tok - t >= FLOAT_SIDE; t += FLOAT_SIDE)
-        float_tile(type, R, FLOAT_SIDE, y + t * ldy, ldy, w, row_bytes, x + t * x_bytes, x_bytes,
-                   n);
-    for (; t < n_tok; t++)
-        float_tile(type, R, 1, y + t * ldy, ldy, w, row_bytes, x + t * x_bytes, x_bytes, n);
-}
-
-INLINE void matmul_floats(enum cr_type type, float *y, size_t ldy, const uint8_t *w,
-                          size_t row_bytes, const uint8_t *x, size_t x_bytes, size_t rows,
-                          size_t n_tok, size_t n)
-{
-    for (size_t t = 0; t < n_tok; t += TOKEN_TILE) {
-        size_t nt = n_tok - t < TOKEN_TILE ? n_tok - t : TOKEN_TILE, r = 0;
-        for (; rows - r >= FLOAT_ROWS; r += FLOAT_ROWS)
-            float_rows(type, FLOAT_ROWS, y + t * ldy + r, ldy, w + r * row_bytes, row_bytes,
-                       x + t * x_bytes, x_bytes, nt, n);
-        for (; r < rows; r++)
-            float_rows(type, 1, y + t * ldy + r, ldy, w + r * row_bytes, row_bytes, x + t * x_bytes,
-                       x_bytes, nt, n);
-    }
-}
-
-#define MATMUL_FLOATS(name, type)                                                                  \
-    static void matmul_##name(float *y, size_t ldy, const void *w, size_t row_bytes,               \
-                              const void *x, size_t x_bytes, size_t rows, size_t n_tok, size_t n)  \
-    {                                                                                              \
-        matmul_floats(type, y, ldy, w, row_bytes, x, x_bytes, rows, n_tok, n);                     \
-    }
-MATMUL_FLOATS(f32, CR_F32)
-MATMUL_FLOATS(f16, CR_F16)
-MATMUL_FLOATS(bf16, CR_BF16)
-
-static float dot(const float *a, const float *b, size_t n)
-{
-    __m256 acc[4];
-    UNROLL for (int k = 0; k < 4; k++) acc[k] = _mm256_setzero_ps();
-    size_t i = 0;
-    for (; n - i >= 4 * LANES; i += 4 * LANES)
-        UNROLL for (int k = 0; k < 4; k++) acc[k] =
-            _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 8 * k), _mm256_loadu_ps(b + i + 8 * k), acc[k]);
-    for (; n - i >= LANES; i += LANES)
-        acc[0] = _mm256_fmadd_ps(_mm256_loadu_ps(a + i), _mm256_loadu_ps(b + i), acc[0]);
-    if (i < n)
-        acc[1] = _mm256_fmadd_ps(load_tail(CR_F32, (const void *)(a + i), n - i),
-                                 load_tail(CR_F32, (const void *)(b + i), n - i), acc[1]);
-    return sum_lanes(_mm256_add_ps(_mm256_add_ps(acc[0], acc[1]), _mm256_add_ps(acc[2], acc[3])));
-}
-
-/* ---- conversions ----------------------------------------------------------------------- */
-
-static void dequantize_f32(float *dst, const void *src, size_t n)
-{
-    cr_dequantize_ref(CR_F32, dst, src, n);
-}
-
-static void dequantize_f16(float *dst, const void *src, size_t n)
-{
-    const uint8_t *p = src;
-    size_t i = 0;
-    for (; n - i >= LANES; i += LANES)
-        _mm256_storeu_ps(dst + i, load_8(CR_F16, p + 2 * i));
-    cr_dequantize_ref(CR_F16, dst + i, p + 2 * i, n - i);
-}
-
-static void dequantize_bf16(float *dst, const void *src, size_t n)
-{
-    const uint8_t *p = src;
-    size_t i = 0;
-    for (; n - i >= LANES; i += LANES)
-        _mm256_storeu_ps(dst + i, load_8(CR_BF16, p + 2 * i));
-    cr_dequantize_ref(CR_BF16, dst + i, p + 2 * i, n - i);
-}
-
-/* dst[i] = d * q[i] + m for 16 signed codes; the sum rounds by itself, as in the reference. */
-INLINE void store_16(float *dst, __m128i q, __m256 d, __m256 m)
-{
-    __m256 a = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q));
-    __m256 b = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(q, q)));
-    _mm256_storeu_ps(dst, _mm256_add_ps(_mm256_mul_ps(a, d), m));
-    _mm256_storeu_ps(dst + 8, _mm256_add_ps(_mm256_mul_ps(b, d), m));
-}
-
-static void dequantize_q8_0(float *dst, const void *src, size_t n)
-{
-    const uint8_t *p = src;
-    const __m256 minus_zero = _mm256_set1_ps(-0.0f); /* adds nothing, not even to -0 */
-    for (size_t i = 0; i < n; i += CR_QK, p += sizeof(struct cr_block_q8_0)) {
-        __m256 d = _mm256_set1_ps(_cvtsh_ss(load_u16(p)));
-        store_16(dst + i, _mm_loadu_si128((const void *)(p + 2)), d, minus_zero);
-        store_16(dst + i + 16, _mm_loadu_si128((const void *)(p + 18)), d, minus_zero);
-    }
-}
-
-INLINE void dequantize_q4(enum cr_type type, float *dst, const uint8_t *p, size_t n)
-{
-    const __m128i low = _mm_set1_epi8(15);
-    const __m128i off = _mm_set1_epi8(type == CR_Q4_0 ? 8 : 0);
-    const size_t head = type == CR_Q4_0 ? 2 : 4;
-    __m256 m = _mm256_set1_ps(-0.0f);
-    for (size_t i = 0; i < n; i += CR_QK, p += head + 16) {
-        __m256 d = _mm256_set1_ps(_cvtsh_ss(load_u16(p)));
-        if (type == CR_Q4_1)
-            m = _mm256_set1_ps(_cvtsh_ss(load_u16(p + 2)));
-        __m128i q = _mm_loadu_si128((const void *)(p + head));
-        store_16(dst + i, _mm_sub_epi8(_mm_and_si128(q, low), off), d, m);
-        q = _mm_and_si128(_mm_srli_epi16(q, 4), low);
-        store_16(dst + i + 16, _mm_sub_epi8(q, off), d, m);
-    }
-}
-
-static void dequantize_q4_0(float *dst, const void *src, size_t n)
-{
-    dequantize_q4(CR_Q4_0, dst, src, n);
-}
-
-static void dequantize_q4_1(float *dst, const void *src, size_t n)
-{
-    dequantize_q4(CR_Q4_1, dst, src, n);
-}
-
-static void f32_to_f16(uint16_t *dst, const float *src, size_t n)
-{
-    size_t i = 0;
-    for (; n - i >= LANES; i += LANES)
-        _mm_storeu_si128((void *)(dst + i),
-                         _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT));
-    for (; i < n; i++)
-        dst[i] = cr_f32_to_f16(src[i]);
-}
-
-/* ---- norm, softmax, silu --------------------------------------------------------------- */
-
-static void rmsnorm(float *y, const float *x, const float *w, size_t n, float eps)
-{
-    float r = 1 / sqrtf(dot(x, x, n) / (float)n + eps);
-    for (size_t i = 0; i < n; i++)
-        y[i] = x[i] * r * w[i];
-}
-
-/* e^x = 2^k e^r, |r| <= ln 2 / 2, e^r by a polynomial of degree 6 (minimax in relative error,
- * 2^-28). 2^k is applied in two factors, so that results go gradually to zero and to infinity.
- * Error bound: docs/numerics.md. NaN stays NaN: the operand order of min and max matters. */
-INLINE __m256 exp_8(__m256 x)
-{
-    x = _mm256_min_ps(_mm256_set1_ps(89), _mm256_max_ps(_mm256_set1_ps(-105), x));
-    __m256 k = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(0x1.715476p+0f)),
-                               _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m256 r = _mm256_fnmadd_ps(k, _mm256_set1_ps(0x1.62e4p-1f), x);
-    r = _mm256_fnmadd_ps(k, _mm256_set1_ps(0x1.7f7d1cp-20f), r);
-    __m256 p = _mm256_set1_ps(0x1.6a23dp-10f);
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0x1.123a2p-7f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0x1.5558f2p-5f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0x1.555492p-3f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0x1.fffffcp-2f));
-    p = _mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r);
-    p = _mm256_add_ps(p, _mm256_set1_ps(1));
-    __m256i n = _mm256_cvtps_epi32(k), half = _mm256_srai_epi32(n, 1);
-    __m256i rest = _mm256_sub_epi32(n, half), bias = _mm256_set1_epi32(127);
-    __m256 a = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23));
-    __m256 b = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23));
-    return _mm256_mul_ps(_mm256_mul_ps(p, a), b);
-}
-
-static void softmax(float *x, size_t n)
-{
-    const size_t tail = n % LANES, whole = n - tail;
-    const __m256i mask = lanes(0, tail);
-    __m256 top = _mm256_set1_ps(x[0]), sum = _mm256_setzero_ps(), e;
-    for (size_t i = 0; i < whole; i += LANES)
-        top = _mm256_max_ps(_mm256_loadu_ps(x + i), top);
-    if (tail) /* lanes that are not loaded repeat x[0] */
-        top = _mm256_max_ps(_mm256_blendv_ps(_mm256_set1_ps(x[0]),
-                                             _mm256_maskload_ps(x + whole, mask),
-                                             _mm256_castsi256_ps(mask)),
-                            top);
-    top = _mm256_max_ps(top, _mm256_permute2f128_ps(top, top, 1));
-    top = _mm256_max_ps(top, _mm256_permute_ps(top, 0x4e));
-    top = _mm256_max_ps(top, _mm256_permute_ps(top, 0xb1));
-    for (size_t i = 0; i < whole; i += LANES) {
-        e = exp_8(_mm256_sub_ps(_mm256_loadu_ps(x + i), top));
-        _mm256_storeu_ps(x + i, e);
-        sum = _mm256_add_ps(sum, e);
-    }
-    if (tail) {
-        e = exp_8(_mm256_sub_ps(_mm256_maskload_ps(x + whole, mask), top));
-        _mm256_maskstore_ps(x + whole, mask, e);
-        sum = _mm256_add_ps(sum, _mm256_and_ps(e, _mm256_castsi256_ps(mask)));
-    }
-    float r = 1 / sum_lanes(sum);
-    for (size_t i = 0; i < n; i++)
-        x[i] *= r;
-}
-
-INLINE __m256 silu_8(__m256 g, __m256 u)
-{
-    __m256 e = exp_8(_mm256_xor_ps(g, _mm256_set1_ps(-0.0f)));
-    return _mm256_mul_ps(_mm256_div_ps(g, _mm256_add_ps(_mm256_set1_ps(1), e)), u);
-}
-
-static void silu_mul(float *g, const float *u, size_t n)
-{
-    size_t i = 0;
-    for (; n - i >= LANES; i += LANES)
-        _mm256_storeu_ps(g + i, silu_8(_mm256_loadu_ps(g + i), _mm256_loadu_ps(u + i)));
-    if (i < n) {
-        __m256i mask = lanes(0, n - i);
-        __m256 v = silu_8(_mm256_maskload_ps(g + i, mask), _mm256_maskload_ps(u + i, mask));
-        _mm256_maskstore_ps(g + i, mask, v);
-    }
-}
-
-/* ---- attention over a float16 cache ---------------------------------------------------- */
-
-static void attn_scores_f16(float *s, const float *q, const uint16_t *k, size_t stride, size_t n_kv,
-                            size_t d, float scale)
-{
-    matmul_floats(CR_F16, s, 0, (const void *)k, stride * sizeof *k, (const void *)q, 0, n_kv, 1,
-                  d);
-    for (size_t j = 0; j < n_kv; j++)
-        s[j] *= scale;
-}
-
-/* Columns [i, i + 8 C): the sums stay in registers over all j. */
-INLINE void mix_columns(int C, float *y, const float *p, const uint16_t *v, size_t stride,
-                        size_t n_kv)
-{
-    __m256 acc[8];
-    UNROLL for (int c = 0; c < C; c++) acc[c] = _mm256_loadu_ps(y + 8 * c);
-    for (size_t j = 0; j < n_kv; j++, v += stride) {
-        __m256 pj = _mm256_set1_ps(p[j]);
-        UNROLL for (int c = 0; c < C; c++) acc[c] =
-            _mm256_fmadd_ps(pj, load_8(CR_F16, (const void *)(v + 8 * c)), acc[c]);
-    }
-    UNROLL for (int c = 0; c < C; c++) _mm256_storeu_ps(y + 8 * c, acc[c]);
-}
-
-static void attn_mix_f16(float *y, const float *p, const uint16_t *v, size_t stride, size_t n_kv,
-                         size_t d)
-{
-    size_t i = 0;
-    for (; d - i >= 64; i += 64)
-        mix_columns(8, y + i, p, v + i, stride, n_kv);
-    for (; d - i >= LANES; i += LANES)
-        mix_columns(1, y + i, p, v + i, stride, n_kv);
-    for (; i < d; i++)
-        for (size_t j = 0; j < n_kv; j++)
-            y[i] = fmaf(p[j], cr_f16_to_f32(v[j * stride + i]), y[i]);
+    v = _mm256_max_ps(v, _mm256_permute2f128_ps(v, v, 1));
+    v = _mm256_max_ps(v, _mm256_permute_ps(v, 0x4e));
+    v = _mm256_max_ps(v, _mm256_permute_ps(v, 0xb1));
+    return _mm256_cvtss_f32(v);
 }
 
 /* By hand, because GCC 12 vectorises the plain loop with fused operations in spite of
@@ -683,6 +456,8 @@ static void rope_norm(float *x, const float *cs, size_t d)
     }
 }
 
+#include "kernels/vector.h" /* needs the operations above */
+
 const struct cr_kernels cr_kernels_avx2 = {
     .name = "avx2",
     .level = CR_CPU_AVX2,
@@ -693,21 +468,5 @@ const struct cr_kernels cr_kernels_avx2 = {
                [CR_Q4_0] = matmul_q4_0,
                [CR_Q4_1] = matmul_q4_1},
     .quantize_q8a = quantize_q8a,
-    .dequantize = {[CR_F32] = dequantize_f32,
-                   [CR_F16] = dequantize_f16,
-                   [CR_BF16] = dequantize_bf16,
-                   [CR_Q8_0] = dequantize_q8_0,
-                   [CR_Q4_0] = dequantize_q4_0,
-                   [CR_Q4_1] = dequantize_q4_1},
-    .f32_to_f16 = f32_to_f16,
-    .rmsnorm = rmsnorm,
-    .softmax = softmax,
-    .silu_mul = silu_mul,
-    .add = add,
-    .axpy = axpy,
-    .dot = dot,
-    .attn_scores_f16 = attn_scores_f16,
-    .attn_mix_f16 = attn_mix_f16,
-    .rope_norm = rope_norm,
-    .rope_neox = rope_neox,
+    VECTOR_KERNELS,
 };

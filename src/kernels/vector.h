@@ -1,0 +1,375 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Float kernels, written once for all vector widths. A level defines LANES and a vector type `vf`
+ * with the small operations named v_ below, includes this file, and gets every table entry except
+ * the quantised products and quantize_q8a.
+ *
+ *     v_zero() v_set1(a) v_load(p) v_store(p, v)      whole vectors, any address
+ *     v_load_part(p, n) v_store_part(p, v, n)         n < LANES floats; zeros beyond
+ *     v_load_f16(p) v_load_bf16(p) v_load_i8(p)       LANES values widened to float
+ *     v_store_f16(p, v)                               round to nearest even
+ *     v_add v_sub v_mul v_div                         v_fma(a, b, c) = a b + c, rounded once
+ *     v_max(a, b) v_min(a, b)                         b where either is NaN
+ *     v_round(v) v_scale(v, k)                        to nearest even; v 2^k, rounded once
+ *     v_sum(v) v_sum_4(y, a, b, c, d) v_top(v)        over lanes, one fixed tree; v_sum_4 stores 4
+ *
+ * A sum over n runs in lanes: lane l adds the terms l, l + LANES, ... in order, the tail is filled
+ * with zeros, and v_sum adds the lanes. FLOAT_ROWS x FLOAT_SIDE outputs are computed side by side,
+ * but nothing of that can be seen in a result: every output has its own accumulator.
+ */
+#ifndef CR_VECTOR_H
+#define CR_VECTOR_H
+
+#include "kernels/levels.h"
+#include "kernels/plain.h"
+
+#include <math.h>
+#include <string.h>
+
+/* ---- products -------------------------------------------------------------------------- */
+
+/* LANES values of type F32, F16 or BF16. */
+INLINE vf load_values(enum cr_type type, const uint8_t *p)
+{
+    return type == CR_F16    ? v_load_f16((const void *)p)
+           : type == CR_BF16 ? v_load_bf16((const void *)p)
+                             : v_load((const void *)p);
+}
+
+/* The first n < LANES of them, then zeros. */
+INLINE vf load_last(enum cr_type type, const uint8_t *p, size_t n)
+{
+    if (type == CR_F32)
+        return v_load_part((const void *)p, n);
+    uint16_t buf[LANES] = {0};
+    memcpy(buf, p, n * sizeof *buf);
+    return load_values(type, (const void *)buf);
+}
+
+/* Where a tile of outputs lies. */
+struct floats {
+    float *y;
+    size_t ldy;
+    const uint8_t *w, *x;
+    size_t row_bytes, x_bytes, n;
+};
+
+/* acc[r][t] += w[r] x[t] at column i; `part` columns, or LANES when it is 0. */
+INLINE void float_step(enum cr_type type, int R, int T, vf acc[FLOAT_ROWS][FLOAT_SIDE],
+                       const struct floats *f, size_t i, size_t part)
+{
+    const size_t size = type == CR_F32 ? 4 : 2;
+    vf x[FLOAT_SIDE];
+    UNROLL for (int t = 0; t < T; t++)
+    {
+        const float *p = (const void *)(f->x + (size_t)t * f->x_bytes + 4 * i);
+        x[t] = part ? v_load_part(p, part) : v_load(p);
+    }
+    UNROLL for (int r = 0; r < R; r++)
+    {
+        const uint8_t *p = f->w + (size_t)r * f->row_bytes + size * i;
+        vf w = part ? load_last(type, p, part) : load_values(type, p);
+        UNROLL for (int t = 0; t < T; t++)
+        {
+            acc[r][t] = v_fma(w, x[t], acc[r][t]);
+        }
+    }
+}
+
+/* R rows (1 or 4) by T tokens. */
+INLINE void float_tile(enum cr_type type, int R, int T, const struct floats *f)
+{
+    vf acc[FLOAT_ROWS][FLOAT_SIDE];
+    size_t i = 0;
+    UNROLL for (int r = 0; r < R; r++)
+    {
+        UNROLL for (int t = 0; t < T; t++)
+        {
+            acc[r][t] = v_zero();
+        }
+    }
+    for (; f->n - i >= LANES; i += LANES)
+        float_step(type, R, T, acc, f, i, 0);
+    if (i < f->n)
+        float_step(type, R, T, acc, f, i, f->n - i);
+    UNROLL for (int t = 0; t < T; t++)
+    {
+        if (R == 4)
+            v_sum_4(f->y + (size_t)t * f->ldy, acc[0][t], acc[1][t], acc[2][t], acc[3][t]);
+        else
+            f->y[(size_t)t * f->ldy] = v_sum(acc[0][t]);
+    }
+}
+
+INLINE void float_rows(enum cr_type type, int R, struct floats f, size_t n_tok)
+{
+    while (n_tok > 0) {
+        size_t step = n_tok >= FLOAT_SIDE ? FLOAT_SIDE : n_tok >= 2 ? 2 : 1;
+        if (step == FLOAT_SIDE)
+            float_tile(type, R, FLOAT_SIDE, &f);
+        else if (step == 2)
+            float_tile(type, R, 2, &f);
+        else
+            float_tile(type, R, 1, &f);
+        f.y += step * f.ldy;
+        f.x += step * f.x_bytes;
+        n_tok -= step;
+    }
+}
+
+/* Tokens in passes that stay in the second-level cache beside a few rows. */
+INLINE void matmul_floats(enum cr_type type, float *y, size_t ldy, const void *w, size_t row_bytes,
+                          const void *x, size_t x_bytes, size_t rows, size_t n_tok, size_t n)
+{
+    enum { PASS = 64 };
+    struct floats f = {.ldy = ldy, .row_bytes = row_bytes, .x_bytes = x_bytes, .n = n};
+    for (size_t t = 0; t < n_tok; t += PASS) {
+        size_t n_pass = n_tok - t < PASS ? n_tok - t : PASS;
+        f.x = (const uint8_t *)x + t * x_bytes;
+        for (size_t r = 0; r < rows;) {
+            f.y = y + t * ldy + r;
+            f.w = (const uint8_t *)w + r * row_bytes;
+            if (rows - r >= FLOAT_ROWS) {
+                float_rows(type, FLOAT_ROWS, f, n_pass);
+                r += FLOAT_ROWS;
+            } else {
+                float_rows(type, 1, f, n_pass);
+                r++;
+            }
+        }
+    }
+}
+
+#define MATMUL_FLOATS(name, type)                                                                  \
+    static void matmul_##name(float *y, size_t ldy, const void *w, size_t row_bytes,               \
+                              const void *x, size_t x_bytes, size_t rows, size_t n_tok, size_t n)  \
+    {                                                                                              \
+        matmul_floats(type, y, ldy, w, row_bytes, x, x_bytes, rows, n_tok, n);                     \
+    }
+MATMUL_FLOATS(f32, CR_F32)
+MATMUL_FLOATS(f16, CR_F16)
+MATMUL_FLOATS(bf16, CR_BF16)
+
+static float dot(const float *a, const float *b, size_t n)
+{
+    vf acc[4] = {v_zero(), v_zero(), v_zero(), v_zero()};
+    size_t i = 0;
+    for (; n - i >= 4 * LANES; i += 4 * LANES) {
+        UNROLL for (size_t k = 0; k < 4; k++)
+        {
+            acc[k] = v_fma(v_load(a + i + k * LANES), v_load(b + i + k * LANES), acc[k]);
+        }
+    }
+    for (; n - i >= LANES; i += LANES)
+        acc[0] = v_fma(v_load(a + i), v_load(b + i), acc[0]);
+    if (i < n)
+        acc[1] = v_fma(v_load_part(a + i, n - i), v_load_part(b + i, n - i), acc[1]);
+    return v_sum(v_add(v_add(acc[0], acc[1]), v_add(acc[2], acc[3])));
+}
+
+/* ---- conversions ----------------------------------------------------------------------- */
+
+INLINE void dequantize_halves(enum cr_type type, float *dst, const uint8_t *p, size_t n)
+{
+    size_t i = 0;
+    for (; n - i >= LANES; i += LANES)
+        v_store(dst + i, load_values(type, p + 2 * i));
+    if (i < n)
+        v_store_part(dst + i, load_last(type, p + 2 * i, n - i), n - i);
+}
+
+/* dst[i] = d q[i] + m; the product and the sum round apart, as in the reference. */
+INLINE void store_codes(float *dst, const int8_t q[CR_QK], float d, float m)
+{
+    UNROLL for (size_t i = 0; i < CR_QK; i += LANES)
+    {
+        v_store(dst + i, v_add(v_mul(v_load_i8(q + i), v_set1(d)), v_set1(m)));
+    }
+}
+
+INLINE void dequantize_blocks(enum cr_type type, float *dst, const uint8_t *p, size_t n)
+{
+    const size_t head = type == CR_Q4_1 ? 4 : 2, body = type == CR_Q8_0 ? 32 : 16;
+    const int off = type == CR_Q4_0 ? 8 : 0;
+    for (size_t i = 0; i < n; i += CR_QK, p += head + body) {
+        uint16_t h[2] = {0, 0x8000}; /* a minimum of -0 changes nothing, not even -0 */
+        int8_t q[CR_QK];
+        memcpy(h, p, head);
+        if (type == CR_Q8_0) {
+            memcpy(q, p + head, CR_QK);
+        } else {
+            for (int j = 0; j < 16; j++) {
+                q[j] = (int8_t)((p[head + (size_t)j] & 15) - off);
+                q[j + 16] = (int8_t)((p[head + (size_t)j] >> 4) - off);
+            }
+        }
+        store_codes(dst + i, q, cr_f16_to_f32(h[0]), cr_f16_to_f32(h[1]));
+    }
+}
+
+static void dequantize_f32(float *dst, const void *src, size_t n)
+{
+    if (n > 0)
+        memcpy(dst, src, n * sizeof *dst);
+}
+
+static void dequantize_f16(float *dst, const void *src, size_t n)
+{
+    dequantize_halves(CR_F16, dst, src, n);
+}
+
+static void dequantize_bf16(float *dst, const void *src, size_t n)
+{
+    dequantize_halves(CR_BF16, dst, src, n);
+}
+
+static void dequantize_q8_0(float *dst, const void *src, size_t n)
+{
+    dequantize_blocks(CR_Q8_0, dst, src, n);
+}
+
+static void dequantize_q4_0(float *dst, const void *src, size_t n)
+{
+    dequantize_blocks(CR_Q4_0, dst, src, n);
+}
+
+static void dequantize_q4_1(float *dst, const void *src, size_t n)
+{
+    dequantize_blocks(CR_Q4_1, dst, src, n);
+}
+
+static void f32_to_f16(uint16_t *dst, const float *src, size_t n)
+{
+    size_t i = 0;
+    for (; n - i >= LANES; i += LANES)
+        v_store_f16(dst + i, v_load(src + i));
+    if (i < n) {
+        uint16_t buf[LANES];
+        v_store_f16(buf, v_load_part(src + i, n - i));
+        memcpy(dst + i, buf, (n - i) * sizeof *buf);
+    }
+}
+
+/* ---- norm, softmax, silu --------------------------------------------------------------- */
+
+static void rmsnorm(float *y, const float *x, const float *w, size_t n, float eps)
+{
+    float r = 1 / sqrtf(dot(x, x, n) / (float)n + eps);
+    for (size_t i = 0; i < n; i++)
+        y[i] = x[i] * r * w[i];
+}
+
+/* e^x = 2^k e^r with |r| <= ln 2 / 2; e^r by a polynomial of degree 6, minimax in relative error
+ * (2^-28), its coefficients by Lawson's iteration. ln 2 in two pieces. Results go gradually to zero
+ * and to infinity; NaN stays NaN. Error bound: docs/numerics.md. */
+INLINE vf v_exp(vf x)
+{
+    x = v_min(v_set1(89), v_max(v_set1(-105), x));
+    vf k = v_round(v_mul(x, v_set1(0x1.715476p+0f)));
+    vf r = v_fma(k, v_set1(-0x1.62e4p-1f), x);
+    r = v_fma(k, v_set1(-0x1.7f7d1cp-20f), r);
+    vf p = v_set1(0x1.6a23dp-10f);
+    p = v_fma(p, r, v_set1(0x1.123a2p-7f));
+    p = v_fma(p, r, v_set1(0x1.5558f2p-5f));
+    p = v_fma(p, r, v_set1(0x1.555492p-3f));
+    p = v_fma(p, r, v_set1(0x1.fffffcp-2f));
+    p = v_fma(p, v_mul(r, r), r);
+    return v_scale(v_add(p, v_set1(1)), k);
+}
+
+static void softmax(float *x, size_t n)
+{
+    vf top = v_set1(x[0]), sum = v_zero();
+    const size_t whole = n - n % LANES;
+    for (size_t i = 0; i < whole; i += LANES)
+        top = v_max(v_load(x + i), top);
+    float most = v_top(top);
+    for (size_t i = whole; i < n; i++)
+        most = x[i] > most ? x[i] : most;
+    const vf shift = v_set1(-most);
+    for (size_t i = 0; i < whole; i += LANES) {
+        vf e = v_exp(v_add(v_load(x + i), shift));
+        v_store(x + i, e);
+        sum = v_add(sum, e);
+    }
+    if (whole < n) {
+        v_store_part(x + whole, v_exp(v_add(v_load_part(x + whole, n - whole), shift)), n - whole);
+        sum = v_add(sum, v_load_part(x + whole, n - whole));
+    }
+    float r = 1 / v_sum(sum);
+    for (size_t i = 0; i < n; i++)
+        x[i] *= r;
+}
+
+INLINE vf v_silu(vf g)
+{
+    return v_div(g, v_add(v_set1(1), v_exp(v_sub(v_zero(), g))));
+}
+
+static void silu_mul(float *g, const float *u, size_t n)
+{
+    size_t i = 0;
+    for (; n - i >= LANES; i += LANES)
+        v_store(g + i, v_mul(v_silu(v_load(g + i)), v_load(u + i)));
+    if (i < n)
+        v_store_part(g + i, v_mul(v_silu(v_load_part(g + i, n - i)), v_load_part(u + i, n - i)),
+                     n - i);
+}
+
+/* ---- attention over a float16 cache ---------------------------------------------------- */
+
+static void attn_scores_f16(float *s, const float *q, const uint16_t *k, size_t stride, size_t n_kv,
+                            size_t d, float scale)
+{
+    matmul_floats(CR_F16, s, 0, k, stride * sizeof *k, q, 0, n_kv, 1, d);
+    for (size_t j = 0; j < n_kv; j++)
+        s[j] *= scale;
+}
+
+/* C vectors of columns: their sums stay in registers over all j. */
+INLINE void mix_columns(int C, float *y, const float *p, const uint16_t *v, size_t stride,
+                        size_t n_kv)
+{
+    vf acc[8];
+    UNROLL for (int c = 0; c < C; c++)
+    {
+        acc[c] = v_load(y + c * LANES);
+    }
+    for (size_t j = 0; j < n_kv; j++, v += stride) {
+        vf pj = v_set1(p[j]);
+        UNROLL for (int c = 0; c < C; c++)
+        {
+            acc[c] = v_fma(pj, v_load_f16(v + c * LANES), acc[c]);
+        }
+    }
+    UNROLL for (int c = 0; c < C; c++)
+    {
+        v_store(y + c * LANES, acc[c]);
+    }
+}
+
+static void attn_mix_f16(float *y, const float *p, const uint16_t *v, size_t stride, size_t n_kv,
+                         size_t d)
+{
+    size_t i = 0;
+    for (; d - i >= 8 * LANES; i += 8 * LANES)
+        mix_columns(8, y + i, p, v + i, stride, n_kv);
+    for (; d - i >= 4 * LANES; i += 4 * LANES)
+        mix_columns(4, y + i, p, v + i, stride, n_kv);
+    for (; d - i >= LANES; i += LANES)
+        mix_columns(1, y + i, p, v + i, stride, n_kv);
+    for (; i < d; i++)
+        for (size_t j = 0; j < n_kv; j++)
+            y[i] = fmaf(p[j], cr_f16_to_f32(v[j * stride + i]), y[i]);
+}
+
+/* The entries of a level's table that come from here. */
+#define VECTOR_KERNELS                                                                             \
+    .dequantize =                                                                                  \
+        {[CR_F32] = dequantize_f32,   [CR_F16] = dequantize_f16,   [CR_BF16] = dequantize_bf16,    \
+         [CR_Q8_0] = dequantize_q8_0, [CR_Q4_0] = dequantize_q4_0, [CR_Q4_1] = dequantize_q4_1},   \
+    .f32_to_f16 = f32_to_f16, .rmsnorm = rmsnorm, .softmax = softmax, .silu_mul = silu_mul,        \
+    .add = add, .axpy = axpy, .dot = dot, .attn_scores_f16 = attn_scores_f16,                      \
+    .attn_mix_f16 = attn_mix_f16, .rope_norm = rope_norm, .rope_neox = rope_neox
+
+#endif
