@@ -28,6 +28,10 @@ bool cr_cpu_has(enum cr_cpu level)
 #if defined(__x86_64__)
     case CR_CPU_AVX2:
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+    case CR_CPU_AVX512:
+        return cr_cpu_has(CR_CPU_AVX2) && __builtin_cpu_supports("avx512f") &&
+               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 #endif
     default:
         return false;
@@ -42,6 +46,8 @@ const struct cr_kernels *cr_kernels_level(enum cr_cpu level)
 #if defined(__x86_64__)
     case CR_CPU_AVX2:
         return &cr_kernels_avx2;
+    case CR_CPU_AVX512:
+        return &cr_kernels_avx512;
 #endif
     default:
         return &cr_kernels_ref;

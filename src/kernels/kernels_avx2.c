@@ -16,16 +16,35 @@
 #include <math.h>
 #include <string.h>
 
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
-
 enum {
     LANES = 8,
     GROUPS = CR_QK / 4,
-    PANEL = 48,      /* blocks in a panel: 48 * 320 bytes stay in the first-level cache */
-    SIDE = 4,        /* most tokens of one inner loop: 4 sums and 4 float sums in 16 registers */
-    TOKEN_TILE = 64, /* tokens per pass over the weights */
+    SIDE = 4, /* 4 integer and 4 float sums in 16 registers */
 };
+
+typedef __m256 vf;
+typedef __m256i vm;
+
+/* -1 in lanes [begin, end). */
+INLINE __m256i v_lanes(size_t begin, size_t end)
+{
+    const __m256i i = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32((int)begin), i),
+                               _mm256_cmpgt_epi32(_mm256_set1_epi32((int)end), i));
+}
+
+INLINE vf v_load_mask(const float *p, vm mask)
+{
+    return _mm256_maskload_ps(p, mask);
+}
+INLINE void v_store_mask(float *p, vf v, vm mask)
+{
+    _mm256_maskstore_ps(p, mask, v);
+}
+INLINE vf v_zero(void)
+{
+    return _mm256_setzero_ps();
+}
 
 /* One block of 8 rows. w: unsigned codes of 4-bit types, signed ones of Q8_0. */
 struct tile {
@@ -138,68 +157,13 @@ INLINE void multiply(enum cr_type type, int T, __m256 *acc, const struct tile *t
     }
 }
 
-/* What all inner loops of one call share. */
-struct job {
-    float *y;
-    size_t ldy;
-    const uint8_t *w; /* the first of 8 rows, at the first block of the panel */
-    size_t row_bytes, block_size, n_blocks;
-    __m256i mask;             /* lanes that are stored */
-    bool more;                /* y holds the sum of earlier panels */
-    const struct tile *panel; /* NULL: take tiles straight from w */
-    int32_t (*sums)[PANEL];   /* by token: -8 times the sum of each block's codes; Q4_0 only */
-};
-
-INLINE void side_by_side(enum cr_type type, int T, const struct job *j, size_t t0, const uint8_t *x,
-                         size_t x_bytes)
+/* Q4_0 nibbles are 8 too large. Q8_0 is multiplied with its signs. */
+INLINE int sum_factor(enum cr_type type)
 {
-    __m256 acc[SIDE];
-    const struct cr_block_q8a *xt[SIDE];
-    const int32_t *sums[SIDE];
-    float *y[SIDE];
-    UNROLL for (int t = 0; t < T; t++)
-    {
-        xt[t] = (const void *)(x + (t0 + (size_t)t) * x_bytes);
-        sums[t] = j->sums[t0 + (size_t)t];
-        y[t] = j->y + (t0 + (size_t)t) * j->ldy;
-        acc[t] = j->more ? _mm256_maskload_ps(y[t], j->mask) : _mm256_setzero_ps();
-    }
-    if (j->panel) {
-        for (size_t b = 0; b < j->n_blocks; b++)
-            multiply(type, T, acc, &j->panel[b], xt, sums, b);
-    } else {
-        const uint8_t *w = j->w;
-        for (size_t b = 0; b < j->n_blocks; b++, w += j->block_size) {
-            struct tile tile = load_tile(type, w, j->row_bytes);
-            multiply(type, T, acc, &tile, xt, sums, b);
-        }
-    }
-    UNROLL for (int t = 0; t < T; t++) _mm256_maskstore_ps(y[t], j->mask, acc[t]);
+    return type == CR_Q4_0 ? -8 : 0;
 }
 
-/* One panel of 8 rows against n_tok activations. */
-INLINE void rows_by_tokens(enum cr_type type, struct job *j, const uint8_t *x, size_t x_bytes,
-                           size_t n_tok)
-{
-    struct tile panel[PANEL];
-    j->panel = NULL;
-    if (n_tok > SIDE) {
-        for (size_t b = 0; b < j->n_blocks; b++)
-            panel[b] = load_tile(type, j->w + b * j->block_size, j->row_bytes);
-        j->panel = panel;
-    }
-    size_t t = 0;
-    for (; n_tok - t >= SIDE; t += SIDE)
-        side_by_side(type, SIDE, j, t, x, x_bytes);
-    if (n_tok - t == 3)
-        side_by_side(type, 3, j, t, x, x_bytes);
-    else if (n_tok - t == 2)
-        side_by_side(type, 2, j, t, x, x_bytes);
-    else if (n_tok - t == 1)
-        side_by_side(type, 1, j, t, x, x_bytes);
-}
-
-static void sum_codes(int32_t *sums, const struct cr_block_q8a *x, size_t n_blocks)
+static void sum_codes(int32_t *sums, const struct cr_block_q8a *x, size_t n_blocks, int factor)
 {
     const __m256i ones = _mm256_set1_epi8(1), ones16 = _mm256_set1_epi16(1);
     for (size_t b = 0; b < n_blocks; b++) {
@@ -208,85 +172,11 @@ static void sum_codes(int32_t *sums, const struct cr_block_q8a *x, size_t n_bloc
         __m128i s = _mm_add_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
         s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
         s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
-        sums[b] = -8 * _mm_cvtsi128_si32(s);
+        sums[b] = factor * _mm_cvtsi128_si32(s);
     }
 }
 
-/* -1 in lanes [begin, end). */
-INLINE __m256i lanes(size_t begin, size_t end)
-{
-    const __m256i i = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    return _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32((int)begin), i),
-                               _mm256_cmpgt_epi32(_mm256_set1_epi32((int)end), i));
-}
-
-/* All rows by at most TOKEN_TILE tokens, over the blocks that j tells of. The last rows that do not
- * fill a panel are done in a panel that begins earlier, and only they are stored; where there are
- * fewer than 8 rows in all, each fills a panel alone (distance 0). */
-INLINE void all_rows(enum cr_type type, struct job *j, size_t rows, const uint8_t *x,
-                     size_t x_bytes, size_t n_tok)
-{
-    const uint8_t *w = j->w;
-    float *y = j->y;
-    size_t row_bytes = j->row_bytes, r = 0;
-    for (; rows - r >= LANES; r += LANES) {
-        j->w = w + r * row_bytes;
-        j->y = y + r;
-        j->mask = lanes(0, LANES);
-        rows_by_tokens(type, j, x, x_bytes, n_tok);
-    }
-    if (r < rows && rows >= LANES) {
-        j->w = w + (rows - LANES) * row_bytes;
-        j->y = y + rows - LANES;
-        j->mask = lanes(LANES - (rows - r), LANES);
-        rows_by_tokens(type, j, x, x_bytes, n_tok);
-        r = rows;
-    }
-    for (; r < rows; r++) {
-        j->w = w + r * row_bytes;
-        j->y = y + r;
-        j->row_bytes = 0;
-        j->mask = lanes(0, 1);
-        rows_by_tokens(type, j, x, x_bytes, n_tok);
-    }
-    j->row_bytes = row_bytes;
-}
-
-INLINE void matmul_blocks(enum cr_type type, float *y, size_t ldy, const uint8_t *w,
-                          size_t row_bytes, const uint8_t *x, size_t x_bytes, size_t rows,
-                          size_t n_tok, size_t n_blocks)
-{
-    int32_t sums[TOKEN_TILE][PANEL];
-    struct job j = {.ldy = ldy, .row_bytes = row_bytes, .sums = sums};
-    j.block_size = type == CR_Q8_0   ? sizeof(struct cr_block_q8_0)
-                   : type == CR_Q4_0 ? sizeof(struct cr_block_q4_0)
-                                     : sizeof(struct cr_block_q4_1);
-    for (size_t t = 0; n_blocks == 0 && t < n_tok; t++)
-        memset(y + t * ldy, 0, rows * sizeof *y);
-    for (size_t b = 0; b < n_blocks; b += PANEL) {
-        j.n_blocks = n_blocks - b < PANEL ? n_blocks - b : PANEL;
-        j.more = b > 0;
-        for (size_t t = 0; t < n_tok; t += TOKEN_TILE) {
-            size_t n = n_tok - t < TOKEN_TILE ? n_tok - t : TOKEN_TILE;
-            const uint8_t *xt = x + t * x_bytes + b * sizeof(struct cr_block_q8a);
-            for (size_t i = 0; type == CR_Q4_0 && i < n; i++)
-                sum_codes(sums[i], (const void *)(xt + i * x_bytes), j.n_blocks);
-            j.w = w + b * j.block_size;
-            j.y = y + t * ldy;
-            all_rows(type, &j, rows, xt, x_bytes, n);
-        }
-    }
-}
-
-#define MATMUL_BLOCKS(name, type)                                                                  \
-    static void matmul_##name(float *y, size_t ldy, const void *w, size_t row_bytes,               \
-                              const void *x, size_t x_bytes, size_t rows, size_t n_tok, size_t n)  \
-    {                                                                                              \
-        matmul_blocks(type, y, ldy, w, row_bytes, x, x_bytes, rows, n_tok, n / CR_QK);             \
-    }
-MATMUL_BLOCKS(q8_0, CR_Q8_0)
-MATMUL_BLOCKS(q4_0, CR_Q4_0)
-MATMUL_BLOCKS(q4_1, CR_Q4_1)
+#include "kernels/blocks.h" /* needs what is above */
 
 /* d = max|x| / 127. The bits of |x| order like the numbers, and NaN and infinity above them all. */
 static void quantize_q8a(struct cr_block_q8a *dst, const float *x, size_t n)
@@ -331,13 +221,8 @@ static void quantize_q8a(struct cr_block_q8a *dst, const float *x, size_t n)
 
 /* ---- the operations of vector.h -------------------------------------------------------- */
 
-typedef __m256 vf;
 enum { FLOAT_ROWS = 4, FLOAT_SIDE = 3 };
 
-INLINE vf v_zero(void)
-{
-    return _mm256_setzero_ps();
-}
 INLINE vf v_set1(float a)
 {
     return _mm256_set1_ps(a);
@@ -352,11 +237,11 @@ INLINE void v_store(float *p, vf v)
 }
 INLINE vf v_load_part(const float *p, size_t n)
 {
-    return _mm256_maskload_ps(p, lanes(0, n));
+    return _mm256_maskload_ps(p, v_lanes(0, n));
 }
 INLINE void v_store_part(float *p, vf v, size_t n)
 {
-    _mm256_maskstore_ps(p, lanes(0, n), v);
+    _mm256_maskstore_ps(p, v_lanes(0, n), v);
 }
 INLINE vf v_load_f16(const uint16_t *p)
 {

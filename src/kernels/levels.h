@@ -8,6 +8,9 @@
 
 #include "kernels/kernels.h"
 
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
 extern const struct cr_kernels cr_kernels_ref;
 #if defined(__x86_64__)
 extern const struct cr_kernels cr_kernels_avx2;

@@ -121,10 +121,10 @@ INLINE void float_rows(enum cr_type type, int R, struct floats f, size_t n_tok)
 INLINE void matmul_floats(enum cr_type type, float *y, size_t ldy, const void *w, size_t row_bytes,
                           const void *x, size_t x_bytes, size_t rows, size_t n_tok, size_t n)
 {
-    enum { PASS = 64 };
+    enum { N = 64 };
     struct floats f = {.ldy = ldy, .row_bytes = row_bytes, .x_bytes = x_bytes, .n = n};
-    for (size_t t = 0; t < n_tok; t += PASS) {
-        size_t n_pass = n_tok - t < PASS ? n_tok - t : PASS;
+    for (size_t t = 0; t < n_tok; t += N) {
+        size_t n_pass = n_tok - t < N ? n_tok - t : N;
         f.x = (const uint8_t *)x + t * x_bytes;
         for (size_t r = 0; r < rows;) {
             f.y = y + t * ldy + r;

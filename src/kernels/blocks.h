@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Quantised products, the part that all vector levels share: how rows and tokens are walked. A
+ * level defines, before it includes this file,
+ *
+ *     LANES, SIDE           rows side by side (one per lane), most tokens of one inner loop
+ *     vf v_zero, vm         the float vector and a mask of lanes; v_lanes(begin, end),
+ *     v_load_mask, v_store_mask
+ *     struct tile           one block of LANES rows, unpacked and transposed
+ *     load_tile(type, p, rb)                     from the block at p and rb, 2 rb, ... bytes on
+ *     multiply(type, T, acc, tile, x, sums, b)   acc[t] += tile * block b of x[t], for t < T
+ *     sum_codes(sums, x, n_blocks, factor)       sums[b] = factor * sum of the codes of block b
+ *     sum_factor(type)                           that factor; 0 where the sums are not used
+ *
+ * and gets matmul_q8_0, matmul_q4_0 and matmul_q4_1. No sum crosses lanes: every output is made by
+ * one lane that takes its blocks in order. With few tokens the tiles live in registers; with many,
+ * a panel of tiles is made once and used for all tokens of a pass.
+ */
+#ifndef CR_BLOCKS_H
+#define CR_BLOCKS_H
+
+#include "kernels/levels.h"
+
+#include <string.h>
+
+enum {
+    PANEL = 48, /* blocks in a panel: its tiles stay in the first- or second-level cache */
+    PASS = 64,  /* tokens per pass over the weights */
+};
+
+/* What the inner loops of one call share. */
+struct job {
+    float *y;
+    size_t ldy;
+    const uint8_t *w; /* the first of LANES rows, at the first block of the panel */
+    const uint8_t *x; /* the first token, at that block */
+    size_t row_bytes, block_size, x_bytes, n_blocks, n_tok;
+    vm mask;                  /* lanes that are stored */
+    bool more;                /* y holds the sum of earlier panels */
+    const struct tile *panel; /* NULL: take tiles straight from w */
+    int32_t (*sums)[PANEL];   /* by token */
+};
+
+/* LANES rows by the tokens t0 .. t0 + T - 1. */
+INLINE void side_by_side(enum cr_type type, int T, const struct job *j, size_t t0)
+{
+    vf acc[SIDE];
+    const struct cr_block_q8a *x[SIDE];
+    const int32_t *sums[SIDE];
+    UNROLL for (int t = 0; t < T; t++)
+    {
+        x[t] = (const void *)(j->x + (t0 + (size_t)t) * j->x_bytes);
+        sums[t] = j->sums[t0 + (size_t)t];
+        acc[t] = j->more ? v_load_mask(j->y + (t0 + (size_t)t) * j->ldy, j->mask) : v_zero();
+    }
+    if (j->panel) {
+        for (size_t b = 0; b < j->n_blocks; b++)
+            multiply(type, T, acc, &j->panel[b], x, sums, b);
+    } else {
+        const uint8_t *w = j->w;
+        for (size_t b = 0; b < j->n_blocks; b++, w += j->block_size) {
+            struct tile tile = load_tile(type, w, j->row_bytes);
+            multiply(type, T, acc, &tile, x, sums, b);
+        }
+    }
+    UNROLL for (int t = 0; t < T; t++)
+    {
+        v_store_mask(j->y + (t0 + (size_t)t) * j->ldy, acc[t], j->mask);
+    }
+}
+
+/* LANES rows by all tokens of the pass. */
+INLINE void one_panel(enum cr_type type, struct job *j)
+{
+    struct tile panel[PANEL];
+    size_t t = 0, n = j->n_tok;
+    j->panel = NULL;
+    if (n > 4 && n != SIDE) {
+        for (size_t b = 0; b < j->n_blocks; b++)
+            panel[b] = load_tile(type, j->w + b * j->block_size, j->row_bytes);
+        j->panel = panel;
+    }
+    for (; n - t >= SIDE; t += SIDE)
+        side_by_side(type, SIDE, j, t);
+    for (; SIDE > 8 && n - t >= 8; t += 8)
+        side_by_side(type, SIDE > 8 ? 8 : 1, j, t);
+    for (; SIDE > 4 && n - t >= 4; t += 4)
+        side_by_side(type, 4, j, t);
+    if (n - t == 3)
+        side_by_side(type, 3, j, t);
+    else if (n - t == 2)
+        side_by_side(type, 2, j, t);
+    else if (n - t == 1)
+        side_by_side(type, 1, j, t);
+}
+
+/* All rows. The last ones, where they do not fill a panel, are done in a panel that begins earlier,
+ * and only they are stored. With fewer than LANES rows in all, each fills a panel alone: its copies
+ * are 0 bytes apart. */
+INLINE void all_panels(enum cr_type type, struct job j, size_t rows)
+{
+    struct job panel = j;
+    size_t r = 0;
+    panel.mask = v_lanes(0, LANES);
+    for (; rows - r >= LANES; r += LANES) {
+        panel.w = j.w + r * j.row_bytes;
+        panel.y = j.y + r;
+        one_panel(type, &panel);
+    }
+    if (r == rows)
+        return;
+    bool alone = rows < LANES;
+    for (; r < rows; r = alone ? r + 1 : rows) {
+        size_t first = alone ? r : rows - LANES;
+        panel.w = j.w + first * j.row_bytes;
+        panel.y = j.y + first;
+        panel.row_bytes = alone ? 0 : j.row_bytes;
+        panel.mask = alone ? v_lanes(0, 1) : v_lanes(r - first, LANES);
+        one_panel(type, &panel);
+    }
+}
+
+INLINE void matmul_blocks(enum cr_type type, float *y, size_t ldy, const uint8_t *w,
+                          size_t row_bytes, const uint8_t *x, size_t x_bytes, size_t rows,
+                          size_t n_tok, size_t n_blocks)
+{
+    int32_t sums[PASS][PANEL];
+    struct job j = {.ldy = ldy, .row_bytes = row_bytes, .x_bytes = x_bytes, .sums = sums};
+    j.block_size = type == CR_Q8_0   ? sizeof(struct cr_block_q8_0)
+                   : type == CR_Q4_0 ? sizeof(struct cr_block_q4_0)
+                                     : sizeof(struct cr_block_q4_1);
+    for (size_t t = 0; n_blocks == 0 && t < n_tok; t++)
+        memset(y + t * ldy, 0, rows * sizeof *y);
+    for (size_t b = 0; b < n_blocks; b += PANEL) {
+        j.n_blocks = n_blocks - b < PANEL ? n_blocks - b : PANEL;
+        j.more = b > 0;
+        j.w = w + b * j.block_size;
+        for (size_t t = 0; t < n_tok; t += PASS) {
+            j.n_tok = n_tok - t < PASS ? n_tok - t : PASS;
+            j.x = x + t * x_bytes + b * sizeof(struct cr_block_q8a);
+            j.y = y + t * ldy;
+            for (size_t i = 0; sum_factor(type) != 0 && i < j.n_tok; i++)
+                sum_codes(sums[i], (const void *)(j.x + i * x_bytes), j.n_blocks, sum_factor(type));
+            all_panels(type, j, rows);
+        }
+    }
+}
+
+#define MATMUL_BLOCKS(name, type)                                                                  \
+    static void matmul_##name(float *y, size_t ldy, const void *w, size_t row_bytes,               \
+                              const void *x, size_t x_bytes, size_t rows, size_t n_tok, size_t n)  \
+    {                                                                                              \
+        matmul_blocks(type, y, ldy, w, row_bytes, x, x_bytes, rows, n_tok, n / CR_QK);             \
+    }
+MATMUL_BLOCKS(q8_0, CR_Q8_0)
+MATMUL_BLOCKS(q4_0, CR_Q4_0)
+MATMUL_BLOCKS(q4_1, CR_Q4_1)
+
+#endif

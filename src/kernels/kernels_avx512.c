@@ -1,0 +1,313 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * AVX-512 (F, BW, DQ, VL, VNNI).
+ *
+ * Quantised products as in kernels_avx2.c, with 16 rows: one row per 32-bit lane, a block of 16
+ * rows transposed into a tile whose vector g holds bytes 4g..4g+3 of every row. VPDPBUSD multiplies
+ * unsigned weight codes by the signed codes of an activation, broadcast from where they lie. Q8_0
+ * codes are made unsigned by adding 128 and Q4_0 nibbles are 8 too large, so the integer sum of a
+ * block begins with -128 or -8 times the sum of the activation's codes and comes out exact. The
+ * floats then follow kernels_ref.c, so the results are the same bits.
+ *
+ * The float kernels are those of vector.h, with 16 lanes.
+ */
+#include "kernels/levels.h"
+
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+enum {
+    LANES = 16,
+    GROUPS = CR_QK / 4,
+    SIDE = 12, /* 12 sums and the 8 vectors of a tile in 32 registers */
+};
+
+typedef __m512 vf;
+typedef __mmask16 vm;
+
+/* Lanes [begin, end). */
+INLINE vm v_lanes(size_t begin, size_t end)
+{
+    return (vm)((1u << end) - (1u << begin));
+}
+INLINE vf v_load_mask(const float *p, vm mask)
+{
+    return _mm512_maskz_loadu_ps(mask, p);
+}
+INLINE void v_store_mask(float *p, vf v, vm mask)
+{
+    _mm512_mask_storeu_ps(p, mask, v);
+}
+INLINE vf v_zero(void)
+{
+    return _mm512_setzero_ps();
+}
+
+/* One block of 16 rows. */
+struct tile {
+    __m512i w[GROUPS];
+    __m512 d, m;
+};
+
+/* ---- quantised products ---------------------------------------------------------------- */
+
+/* 16 bytes of each of 16 rows, as 4 vectors of one dword per row. */
+INLINE void transpose_16x16(__m512i out[4], const uint8_t *p, size_t rb)
+{
+    __m512i a[4];
+    UNROLL for (int i = 0; i < 4; i++)
+    {
+        const uint8_t *q = p + (size_t)i * rb;
+        a[i] = _mm512_castsi128_si512(_mm_loadu_si128((const void *)q));
+        a[i] = _mm512_inserti32x4(a[i], _mm_loadu_si128((const void *)(q + 4 * rb)), 1);
+        a[i] = _mm512_inserti32x4(a[i], _mm_loadu_si128((const void *)(q + 8 * rb)), 2);
+        a[i] = _mm512_inserti32x4(a[i], _mm_loadu_si128((const void *)(q + 12 * rb)), 3);
+    }
+    __m512i t0 = _mm512_unpacklo_epi32(a[0], a[1]), t1 = _mm512_unpackhi_epi32(a[0], a[1]);
+    __m512i t2 = _mm512_unpacklo_epi32(a[2], a[3]), t3 = _mm512_unpackhi_epi32(a[2], a[3]);
+    out[0] = _mm512_unpacklo_epi64(t0, t2);
+    out[1] = _mm512_unpackhi_epi64(t0, t2);
+    out[2] = _mm512_unpacklo_epi64(t1, t3);
+    out[3] = _mm512_unpackhi_epi64(t1, t3);
+}
+
+/* The low 16 bits of each lane as float16. */
+INLINE __m512 widen_scales(__m512i v)
+{
+    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v));
+}
+
+/* The block at p of each of 16 rows, rb bytes apart. */
+INLINE struct tile load_tile(enum cr_type type, const uint8_t *p, size_t rb)
+{
+    struct tile t;
+    const __m512i row = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m512i at = _mm512_mullo_epi32(row, _mm512_set1_epi32((int)rb));
+    __m512i head = _mm512_i32gather_epi32(at, (const void *)p, 1);
+    t.d = widen_scales(head);
+    t.m = type == CR_Q4_1 ? widen_scales(_mm512_srli_epi32(head, 16)) : _mm512_setzero_ps();
+    if (type == CR_Q8_0) {
+        const __m512i flip = _mm512_set1_epi8(-128);
+        transpose_16x16(t.w, p + 2, rb);
+        transpose_16x16(t.w + 4, p + 18, rb);
+        UNROLL for (int g = 0; g < GROUPS; g++)
+        {
+            t.w[g] = _mm512_xor_si512(t.w[g], flip);
+        }
+        return t;
+    }
+    const __m512i low = _mm512_set1_epi8(15);
+    transpose_16x16(t.w, p + (type == CR_Q4_1 ? 4 : 2), rb);
+    UNROLL for (int g = 0; g < 4; g++)
+    {
+        t.w[g + 4] = _mm512_and_si512(_mm512_srli_epi16(t.w[g], 4), low);
+        t.w[g] = _mm512_and_si512(t.w[g], low);
+    }
+    return t;
+}
+
+INLINE int load_i32(const void *p)
+{
+    int v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE void multiply(enum cr_type type, int T, vf *acc, const struct tile *tile,
+                     const struct cr_block_q8a *const *x, const int32_t *const *sums, size_t b)
+{
+    UNROLL for (int t = 0; t < T; t++)
+    {
+        const struct cr_block_q8a *xb = &x[t][b];
+        __m512i dot = type == CR_Q4_1 ? _mm512_setzero_si512() : _mm512_set1_epi32(sums[t][b]);
+        UNROLL for (int g = 0; g < GROUPS; g++)
+        {
+            dot = _mm512_dpbusd_epi32(dot, tile->w[g], _mm512_set1_epi32(load_i32(xb->q + 4 * g)));
+        }
+        vf d = _mm512_mul_ps(tile->d, _mm512_set1_ps(xb->d));
+        acc[t] = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(dot), acc[t]);
+        if (type == CR_Q4_1)
+            acc[t] = _mm512_fmadd_ps(tile->m, _mm512_set1_ps(xb->s), acc[t]);
+    }
+}
+
+INLINE int sum_factor(enum cr_type type)
+{
+    return type == CR_Q8_0 ? -128 : type == CR_Q4_0 ? -8 : 0;
+}
+
+static void sum_codes(int32_t *sums, const struct cr_block_q8a *x, size_t n_blocks, int factor)
+{
+    const __m256i ones = _mm256_set1_epi8(1);
+    for (size_t b = 0; b < n_blocks; b++) {
+        __m256i q = _mm256_loadu_si256((const void *)x[b].q);
+        q = _mm256_dpbusd_epi32(_mm256_setzero_si256(), ones, q);
+        __m128i s = _mm_add_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
+        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
+        sums[b] = factor * _mm_cvtsi128_si32(s);
+    }
+}
+
+#include "kernels/blocks.h" /* needs what is above */
+
+/* d = max|x| / 127. The bits of |x| order like the numbers, and NaN and infinity above them all. */
+static void quantize_q8a(struct cr_block_q8a *dst, const float *x, size_t n)
+{
+    const __m512i no_sign = _mm512_set1_epi32(0x7fffffff), lo = _mm512_set1_epi32(-127);
+    for (size_t b = 0; b < n / CR_QK; b++, x += CR_QK) {
+        __m512 v0 = _mm512_loadu_ps(x), v1 = _mm512_loadu_ps(x + 16);
+        __m512i a0 = _mm512_and_si512(_mm512_castps_si512(v0), no_sign);
+        __m512i a1 = _mm512_and_si512(_mm512_castps_si512(v1), no_sign);
+        int top = _mm512_reduce_max_epi32(_mm512_max_epi32(a0, a1));
+        float d = NAN;
+        if (top < 0x7f800000)
+            d = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(top))) / 127;
+        __m512i q0 = _mm512_setzero_si512(), q1 = q0;
+        if (d > 0) { /* the narrowing saturates at 127 and -128, hence the lower bound */
+            const __m512 dv = _mm512_set1_ps(d), most = _mm512_set1_ps(127);
+            v0 = _mm512_min_ps(_mm512_div_ps(v0, dv), most);
+            v1 = _mm512_min_ps(_mm512_div_ps(v1, dv), most);
+            q0 = _mm512_max_epi32(_mm512_cvtps_epi32(v0), lo);
+            q1 = _mm512_max_epi32(_mm512_cvtps_epi32(v1), lo);
+        }
+        _mm_storeu_si128((void *)dst[b].q, _mm512_cvtepi32_epi8(q0));
+        _mm_storeu_si128((void *)(dst[b].q + 16), _mm512_cvtepi32_epi8(q1));
+        dst[b].d = d;
+        dst[b].s = d * (float)_mm512_reduce_add_epi32(_mm512_add_epi32(q0, q1));
+    }
+}
+
+/* ---- the operations of vector.h -------------------------------------------------------- */
+
+enum { FLOAT_ROWS = 4, FLOAT_SIDE = 6 };
+
+INLINE vf v_set1(float a)
+{
+    return _mm512_set1_ps(a);
+}
+INLINE vf v_load(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+INLINE void v_store(float *p, vf v)
+{
+    _mm512_storeu_ps(p, v);
+}
+INLINE vf v_load_part(const float *p, size_t n)
+{
+    return _mm512_maskz_loadu_ps(v_lanes(0, n), p);
+}
+INLINE void v_store_part(float *p, vf v, size_t n)
+{
+    _mm512_mask_storeu_ps(p, v_lanes(0, n), v);
+}
+INLINE vf v_load_f16(const uint16_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p));
+}
+INLINE vf v_load_bf16(const uint16_t *p)
+{
+    __m512i h = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(h, 16));
+}
+INLINE vf v_load_i8(const int8_t *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)));
+}
+INLINE void v_store_f16(uint16_t *p, vf v)
+{
+    _mm256_storeu_si256((void *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+INLINE vf v_add(vf a, vf b)
+{
+    return _mm512_add_ps(a, b);
+}
+INLINE vf v_sub(vf a, vf b)
+{
+    return _mm512_sub_ps(a, b);
+}
+INLINE vf v_mul(vf a, vf b)
+{
+    return _mm512_mul_ps(a, b);
+}
+INLINE vf v_div(vf a, vf b)
+{
+    return _mm512_div_ps(a, b);
+}
+INLINE vf v_fma(vf a, vf b, vf c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+INLINE vf v_max(vf a, vf b)
+{
+    return _mm512_max_ps(a, b);
+}
+INLINE vf v_min(vf a, vf b)
+{
+    return _mm512_min_ps(a, b);
+}
+INLINE vf v_round(vf v)
+{
+    return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+INLINE vf v_scale(vf v, vf k)
+{
+    return _mm512_scalef_ps(v, k);
+}
+/* Lane l with l + 8, then the tree of 8: ((0+1)+(2+3)) + ((4+5)+(6+7)). */
+INLINE __m256 fold(vf v)
+{
+    return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+}
+INLINE float v_sum(vf v)
+{
+    __m256 h = fold(v);
+    h = _mm256_hadd_ps(h, h);
+    h = _mm256_hadd_ps(h, h);
+    return _mm_cvtss_f32(_mm_add_ss(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)));
+}
+INLINE void v_sum_4(float *y, vf a, vf b, vf c, vf d)
+{
+    __m256 h = _mm256_hadd_ps(_mm256_hadd_ps(fold(a), fold(b)), _mm256_hadd_ps(fold(c), fold(d)));
+    _mm_storeu_ps(y, _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)));
+}
+INLINE float v_top(vf v)
+{
+    __m256 h = _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    h = _mm256_max_ps(h, _mm256_permute2f128_ps(h, h, 1));
+    h = _mm256_max_ps(h, _mm256_permute_ps(h, 0x4e));
+    h = _mm256_max_ps(h, _mm256_permute_ps(h, 0xb1));
+    return _mm256_cvtss_f32(h);
+}
+
+/* By hand, because GCC 12 vectorises the plain loop with fused operations in spite of
+ * -ffp-contract=off. */
+static void rope_norm(float *x, const float *cs, size_t d)
+{
+    const __m512i even = _mm512_set1_epi64((long long)0x80000000u);
+    for (size_t i = 0; i < d; i += LANES) {
+        vm m = v_lanes(0, d - i < LANES ? (d - i) & ~(size_t)1 : LANES);
+        vf v = v_load_mask(x + i, m), a = v_load_mask(cs + i, m);
+        vf c = _mm512_moveldup_ps(a), s = _mm512_movehdup_ps(a);
+        vf turned = _mm512_mul_ps(_mm512_permute_ps(v, 0xb1), s);
+        turned = _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(turned), even));
+        v_store_mask(x + i, _mm512_add_ps(_mm512_mul_ps(v, c), turned), m);
+    }
+}
+
+#include "kernels/vector.h" /* needs the operations above */
+
+const struct cr_kernels cr_kernels_avx512 = {
+    .name = "avx512",
+    .level = CR_CPU_AVX512,
+    .matmul = {[CR_F32] = matmul_f32,
+               [CR_F16] = matmul_f16,
+               [CR_BF16] = matmul_bf16,
+               [CR_Q8_0] = matmul_q8_0,
+               [CR_Q4_0] = matmul_q4_0,
+               [CR_Q4_1] = matmul_q4_1},
+    .quantize_q8a = quantize_q8a,
+    VECTOR_KERNELS,
+};
