@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the device knows about its own answer: how sure it was (from the log-probabilities of the
+ * pass that made the answer) and how far the question lies from the palette's task (from its
+ * embedding). Numbers only: no rule ever reads the text.
+ *
+ *   confidence of text     exp(mean token log-prob): the geometric mean probability of a token
+ *   confidence of options  p1 = the largest of softmax over options of 8 * sum / bytes
+ *   demand_conf            1 - confidence
+ *   scope                  q~_x . q_c, both unit vectors in the palette's view
+ *   near                   max over the pool's index of q~_x . proto_t
+ *   scope_z, near_z        (mean - value) / std with the leave-one-out mean and std of the user's
+ *                          examples: how many deviations the question lies outside
+ *   demand_scope           scope_z (near_z where the palette has no task embedding)
+ */
+#ifndef CR_SIGNALS_H
+#define CR_SIGNALS_H
+
+#include "adapt/palette.h"
+
+enum { CR_N_QUANTILES = 4, CR_MAX_OPTIONS = 256 /* as in adapt/examples.h */ };
+extern const float cr_quantile_levels[CR_N_QUANTILES]; /* 0, 0.10, 0.25, 0.50 */
+
+struct cr_signals {
+    bool options;              /* the answer was chosen among options; else it was generated */
+    int n;                     /* tokens of the answer, or options */
+    float p1, margin, entropy; /* options: of their distribution; text: means over tokens, where the
+                                * logits were given; margin = p1 - p2, entropy in nats */
+    float mean;                /* token log-prob; options: of the chosen one */
+    float quantile[CR_N_QUANTILES]; /* of token log-probs; NAN for options */
+    float log_length;               /* ln(1 + tokens of the answer) */
+    float change;                   /* |p_custom - p_base|_1 at the first token, in [0, 2] */
+    float scope, near, scope_z, near_z;
+    float confidence, demand_conf, demand_scope;
+    uint64_t request; /* hash of the request, for RANDOM */
+};                    /* what is not known is NAN */
+
+void cr_signals_init(struct cr_signals *s);
+/* The first 8 bytes of SHA-256(seed, text): what RANDOM draws from. */
+uint64_t cr_request_hash(uint64_t seed, const char *text, size_t len);
+
+/* Collects the log-probabilities of one generated answer. No allocation after init. */
+struct cr_meter {
+    float *logprobs; /* [cap] */
+    size_t n, cap;
+    double p1, margin, entropy; /* sums over n_dist tokens */
+    size_t n_dist;
+};
+enum cr_status cr_meter_init(struct cr_meter *m, size_t max_tokens, struct cr_error *err);
+void cr_meter_deinit(struct cr_meter *m);
+void cr_meter_reset(struct cr_meter *m);
+/* One chosen token; logits [n_vocab] that it was drawn from, or NULL. Tokens past the capacity are
+ * left out. */
+void cr_meter_token(struct cr_meter *m, float logprob, const float *logits, int n_vocab);
+/* Fills confidence and its parts. Sorts the meter's log-probabilities. */
+void cr_signals_text(struct cr_signals *s, struct cr_meter *m);
+void cr_signals_options(struct cr_signals *s, const struct cr_option_score *options, int n);
+/* |softmax(a) - softmax(b)|_1. */
+float cr_signal_change(const float *a, const float *b, int n_vocab);
+
+/* Scope from an embedding v [dim of the palette's view], not centred. pool NULL: nothing is known
+ * and CR_OK. */
+enum cr_status cr_signals_scope_vector(struct cr_signals *s, const cr_palette *p,
+                                       const cr_pool *pool, const float *v, struct cr_error *err);
+/* Embeds an example and does the same. */
+enum cr_status cr_signals_scope(struct cr_signals *s, cr_model *m, const cr_palette *p,
+                                const cr_pool *pool, const struct cr_example *e,
+                                struct cr_error *err);
+
+#endif
