@@ -144,13 +144,13 @@ static enum cr_status open_ledger(cr_router *r, struct cr_error *err)
     return cr_error_prefix(err, st, "nothing was sent, for it could not be recorded");
 }
 
-enum cr_status cr_router_send(cr_router *r, const struct cr_outgoing *out, struct cr_answer *answer,
-                              struct cr_error *err)
+enum cr_status cr_router_send(cr_router *r, const struct cr_outgoing *out,
+                              struct cr_remote_answer *answer, struct cr_error *err)
 {
     struct cr_error local, late;
     int64_t id;
     err = err ? err : &local;
-    *answer = (struct cr_answer){.tokens_in = -1, .tokens_out = -1, .cost = -1};
+    *answer = (struct cr_remote_answer){.tokens_in = -1, .tokens_out = -1, .cost = -1};
     if (r->offline)
         return cr_error_set(err, CR_POLICY, "offline: nothing is sent");
     if (!r->upstream || !out->body)
@@ -186,11 +186,11 @@ enum cr_status cr_router_send(cr_router *r, const struct cr_outgoing *out, struc
     return st;
 }
 
-enum cr_status cr_router_ask(cr_router *r, const struct cr_ask *ask, struct cr_answer *answer,
-                             struct cr_error *err)
+enum cr_status cr_router_ask(cr_router *r, const struct cr_ask *ask,
+                             struct cr_remote_answer *answer, struct cr_error *err)
 {
     struct cr_outgoing out;
-    *answer = (struct cr_answer){.tokens_in = -1, .tokens_out = -1, .cost = -1};
+    *answer = (struct cr_remote_answer){.tokens_in = -1, .tokens_out = -1, .cost = -1};
     enum cr_status st = cr_router_prepare(r, ask, &out, err);
     if (st == CR_OK)
         st = cr_router_send(r, &out, answer, err);

@@ -59,11 +59,11 @@ void cr_router_decide(cr_router *r, const cr_palette *p, const struct cr_signals
 enum cr_status cr_router_prepare(const cr_router *r, const struct cr_ask *ask,
                                  struct cr_outgoing *out, struct cr_error *err);
 /* Records, sends, completes the record. An unwritable ledger is an error before anything leaves. */
-enum cr_status cr_router_send(cr_router *r, const struct cr_outgoing *out, struct cr_answer *answer,
-                              struct cr_error *err);
+enum cr_status cr_router_send(cr_router *r, const struct cr_outgoing *out,
+                              struct cr_remote_answer *answer, struct cr_error *err);
 /* prepare and send in one. */
-enum cr_status cr_router_ask(cr_router *r, const struct cr_ask *ask, struct cr_answer *answer,
-                             struct cr_error *err);
+enum cr_status cr_router_ask(cr_router *r, const struct cr_ask *ask,
+                             struct cr_remote_answer *answer, struct cr_error *err);
 /* Turns a decision for the server back: route device, why "upstream failed: MESSAGE". */
 void cr_router_failed(struct cr_decision *d, const struct cr_error *err);
 

@@ -12,9 +12,9 @@
 
 const float cr_quantile_levels[CR_N_QUANTILES] = {0.0f, 0.10f, 0.25f, 0.50f};
 
-/* A handful of examples can agree so well that their deviation means nothing. */
-static const float min_std = 0.02f;
-/* Of METHOD's choice loss: how sharp a difference of log-prob per byte is. */
+/* ln p below this is none: keeps means finite. */
+static const float lowest = -1e4f;
+/* Of the choice loss in adapt/score.h: how sharp a difference of log-prob per byte is. */
 static const float option_scale = 8.0f;
 
 void cr_signals_init(struct cr_signals *s)
@@ -39,60 +39,77 @@ uint64_t cr_request_hash(uint64_t seed, const char *text, size_t len)
     return strtoull(hex, NULL, 16);
 }
 
-enum cr_status cr_meter_init(struct cr_meter *m, size_t max_tokens, struct cr_error *err)
+enum cr_status cr_meter_init(struct cr_meter *m, size_t max_tokens, bool entropy_too,
+                             struct cr_error *err)
 {
-    *m = (struct cr_meter){.cap = max_tokens};
-    m->logprobs = cr_alloc(max_tokens, sizeof *m->logprobs);
-    return m->logprobs ? CR_OK : cr_error_set(err, CR_NO_MEMORY, "signals: out of memory");
+    *m = (struct cr_meter){.cap = max_tokens, .entropy_too = entropy_too};
+    m->tops = cr_alloc(max_tokens, sizeof *m->tops);
+    return m->tops ? CR_OK : cr_error_set(err, CR_NO_MEMORY, "signals: out of memory");
 }
 
 void cr_meter_deinit(struct cr_meter *m)
 {
-    cr_free(m->logprobs);
+    cr_free(m->tops);
     *m = (struct cr_meter){0};
 }
 
 void cr_meter_reset(struct cr_meter *m)
 {
-    *m = (struct cr_meter){.logprobs = m->logprobs, .cap = m->cap};
+    *m = (struct cr_meter){.tops = m->tops, .cap = m->cap, .entropy_too = m->entropy_too};
+}
+
+static void top_two(const float *x, int n, float *top, float *second)
+{
+    *top = *second = -INFINITY;
+    for (int i = 0; i < n; i++) {
+        if (x[i] > *top) {
+            *second = *top;
+            *top = x[i];
+        } else if (x[i] > *second) {
+            *second = x[i];
+        }
+    }
 }
 
 /* p1, p1 - p2 and the entropy of softmax(x[n]). */
 static void shape_of(const float *x, int n, double *p1, double *margin, double *entropy)
 {
-    float top = -INFINITY, second = -INFINITY;
-    for (int i = 0; i < n; i++) {
-        if (x[i] > top) {
-            second = top;
-            top = x[i];
-        } else if (x[i] > second) {
-            second = x[i];
-        }
-    }
+    float top, second;
     double z = 0, zx = 0; /* sum exp(x - top), sum exp(x - top) (x - top) */
+    top_two(x, n, &top, &second);
     for (int i = 0; i < n; i++) {
         float d = x[i] - top, e = expf(d);
         z += (double)e;
         zx += e > 0 ? (double)e * (double)d : 0; /* 0 * -inf is 0 here */
     }
     *p1 = 1 / z;
-    *margin = n > 1 ? (1 - exp((double)second - (double)top)) / z : *p1;
+    *margin = (1 - exp((double)second - (double)top)) / z;
     *entropy = log(z) - zx / z;
 }
 
-void cr_meter_token(struct cr_meter *m, float logprob, const float *logits, int n_vocab)
+void cr_meter_token(struct cr_meter *m, int32_t id, float logprob, const float *logits, int n_vocab)
 {
     if (m->n == m->cap)
         return;
-    m->logprobs[m->n++] = logprob;
-    if (!logits)
-        return;
-    double p1, margin, entropy;
-    shape_of(logits, n_vocab, &p1, &margin, &entropy);
-    m->p1 += p1;
-    m->margin += margin;
-    m->entropy += entropy;
-    m->n_dist++;
+    m->tops[m->n] = logprob;
+    if (logits && id >= 0 && id < n_vocab) {
+        float top, second;
+        double p1, margin, entropy = 0;
+        top_two(logits, n_vocab, &top, &second);
+        float ln_p1 = logprob + (top - logits[id]); /* no exp needed */
+        m->tops[m->n] = ln_p1 > 0 ? 0 : ln_p1;      /* rounding */
+        p1 = exp((double)m->tops[m->n]);
+        margin = p1 - p1 * exp((double)second - (double)top);
+        if (m->entropy_too)
+            shape_of(logits, n_vocab, &p1, &margin, &entropy);
+        m->p1 += p1;
+        m->margin += margin;
+        m->entropy += entropy;
+        m->n_dist++;
+    }
+    if (m->tops[m->n] < lowest)
+        m->tops[m->n] = lowest;
+    m->n++;
 }
 
 static int ascending(const void *a, const void *b)
@@ -118,19 +135,19 @@ void cr_signals_text(struct cr_signals *s, struct cr_meter *m)
     }
     double sum = 0;
     for (size_t i = 0; i < m->n; i++)
-        sum += (double)m->logprobs[i];
+        sum += (double)m->tops[i];
     s->mean = (float)(sum / (double)m->n);
-    qsort(m->logprobs, m->n, sizeof *m->logprobs, ascending);
+    qsort(m->tops, m->n, sizeof *m->tops, ascending);
     for (int k = 0; k < CR_N_QUANTILES; k++) {
         double at = (double)cr_quantile_levels[k] * (double)(m->n - 1);
         size_t lo = (size_t)at, hi = lo + 1 < m->n ? lo + 1 : lo;
         double f = at - (double)lo;
-        s->quantile[k] = (float)((1 - f) * (double)m->logprobs[lo] + f * (double)m->logprobs[hi]);
+        s->quantile[k] = (float)((1 - f) * (double)m->tops[lo] + f * (double)m->tops[hi]);
     }
     if (m->n_dist) {
         s->p1 = (float)(m->p1 / (double)m->n_dist);
         s->margin = (float)(m->margin / (double)m->n_dist);
-        s->entropy = (float)(m->entropy / (double)m->n_dist);
+        s->entropy = m->entropy_too ? (float)(m->entropy / (double)m->n_dist) : NAN;
     }
     set_confidence(s, isnan(s->mean) ? 0 : exp((double)s->mean));
 }
@@ -184,64 +201,4 @@ float cr_signal_change(const float *a, const float *b, int n_vocab)
     for (int i = 0; i < n_vocab; i++)
         sum += fabs((double)expf(a[i] - ta) / za - (double)expf(b[i] - tb) / zb);
     return (float)sum;
-}
-
-static float dot(const float *a, const float *b, int n)
-{
-    double sum = 0;
-    for (int i = 0; i < n; i++)
-        sum += (double)a[i] * (double)b[i];
-    return (float)sum;
-}
-
-static float deviations(float value, float mean, float std)
-{
-    return (mean - value) / (std > min_std ? std : min_std);
-}
-
-enum cr_status cr_signals_scope_vector(struct cr_signals *s, const cr_palette *p,
-                                       const cr_pool *pool, const float *v, struct cr_error *err)
-{
-    if (!pool)
-        return CR_OK;
-    int dim = cr_view_dim(pool->model, p->view);
-    const float *proto = p->view == CR_VIEW_QX ? pool->index.qx_proto : pool->index.mid_proto;
-    if (p->q_c && p->dim != dim)
-        return cr_error_set(err, CR_INVALID,
-                            "palette %s: its task embedding has %d numbers, the model's view %d",
-                            p->name, p->dim, dim);
-    float *unit = cr_alloc((size_t)dim, sizeof *unit);
-    if (!unit)
-        return cr_error_set(err, CR_NO_MEMORY, "signals: out of memory");
-    cr_pool_normalise(pool, p->view, v, unit);
-    if (proto && pool->index.n_entries > 0) {
-        s->near = -1;
-        for (int t = 0; t < pool->index.n_entries; t++) {
-            float c = dot(unit, proto + (size_t)t * (size_t)dim, dim);
-            s->near = c > s->near ? c : s->near;
-        }
-        s->near_z = deviations(s->near, p->near_mean, p->near_std);
-    }
-    if (p->q_c) {
-        s->scope = dot(unit, p->q_c, dim);
-        s->scope_z = deviations(s->scope, p->scope_mean, p->scope_std);
-    }
-    s->demand_scope = p->q_c ? s->scope_z : s->near_z;
-    cr_free(unit);
-    return CR_OK;
-}
-
-enum cr_status cr_signals_scope(struct cr_signals *s, cr_model *m, const cr_palette *p,
-                                const cr_pool *pool, const struct cr_example *e,
-                                struct cr_error *err)
-{
-    int dim = cr_view_dim(m, p->view);
-    float *v = cr_alloc((size_t)dim, sizeof *v);
-    if (!v)
-        return cr_error_set(err, CR_NO_MEMORY, "signals: out of memory");
-    enum cr_status st = cr_embed_examples(m, p->view, e, 1, v, err);
-    if (st == CR_OK)
-        st = cr_signals_scope_vector(s, p, pool, v, err);
-    cr_free(v);
-    return st;
 }

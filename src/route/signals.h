@@ -4,7 +4,9 @@
  * pass that made the answer) and how far the question lies from the palette's task (from its
  * embedding). Numbers only: no rule ever reads the text.
  *
- *   confidence of text     exp(mean token log-prob): the geometric mean probability of a token
+ *   confidence of text     exp(mean over tokens of ln p1), p1 the probability of the likeliest
+ *                          token at each step: it does not depend on how the token was then drawn,
+ *                          so one calibration serves every temperature; greedy: the chosen token
  *   confidence of options  p1 = the largest of softmax over options of 8 * sum / bytes
  *   demand_conf            1 - confidence
  *   scope                  q~_x . q_c, both unit vectors in the palette's view
@@ -26,8 +28,8 @@ struct cr_signals {
     int n;                     /* tokens of the answer, or options */
     float p1, margin, entropy; /* options: of their distribution; text: means over tokens, where the
                                 * logits were given; margin = p1 - p2, entropy in nats */
-    float mean;                /* token log-prob; options: of the chosen one */
-    float quantile[CR_N_QUANTILES]; /* of token log-probs; NAN for options */
+    float mean;                /* of ln p1 over tokens; options: of the chosen one's log-prob */
+    float quantile[CR_N_QUANTILES]; /* of ln p1 over tokens; NAN for options */
     float log_length;               /* ln(1 + tokens of the answer) */
     float change;                   /* |p_custom - p_base|_1 at the first token, in [0, 2] */
     float scope, near, scope_z, near_z;
@@ -39,20 +41,23 @@ void cr_signals_init(struct cr_signals *s);
 /* The first 8 bytes of SHA-256(seed, text): what RANDOM draws from. */
 uint64_t cr_request_hash(uint64_t seed, const char *text, size_t len);
 
-/* Collects the log-probabilities of one generated answer. No allocation after init. */
+/* Collects one generated answer. No allocation after init. */
 struct cr_meter {
-    float *logprobs; /* [cap] */
+    float *tops; /* [cap] ln p1 of each step */
     size_t n, cap;
+    bool entropy_too;           /* costs an exp per vocabulary entry and token */
     double p1, margin, entropy; /* sums over n_dist tokens */
     size_t n_dist;
 };
-enum cr_status cr_meter_init(struct cr_meter *m, size_t max_tokens, struct cr_error *err);
+enum cr_status cr_meter_init(struct cr_meter *m, size_t max_tokens, bool entropy_too,
+                             struct cr_error *err);
 void cr_meter_deinit(struct cr_meter *m);
-void cr_meter_reset(struct cr_meter *m);
-/* One chosen token; logits [n_vocab] that it was drawn from, or NULL. Tokens past the capacity are
- * left out. */
-void cr_meter_token(struct cr_meter *m, float logprob, const float *logits, int n_vocab);
-/* Fills confidence and its parts. Sorts the meter's log-probabilities. */
+void cr_meter_reset(struct cr_meter *m); /* before each answer */
+/* One chosen token with its log-probability and the logits [n_vocab] that it was drawn from; NULL:
+ * the chosen token counts as the likeliest. Tokens past the capacity are left out. */
+void cr_meter_token(struct cr_meter *m, int32_t id, float logprob, const float *logits,
+                    int n_vocab);
+/* Fills confidence and its parts. Sorts the meter's numbers. */
 void cr_signals_text(struct cr_signals *s, struct cr_meter *m);
 void cr_signals_options(struct cr_signals *s, const struct cr_option_score *options, int n);
 /* |softmax(a) - softmax(b)|_1. */

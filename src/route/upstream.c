@@ -390,10 +390,10 @@ void cr_outgoing_deinit(struct cr_outgoing *o)
     *o = (struct cr_outgoing){0};
 }
 
-void cr_answer_deinit(struct cr_answer *a)
+void cr_remote_answer_deinit(struct cr_remote_answer *a)
 {
     cr_free(a->text);
-    *a = (struct cr_answer){0};
+    *a = (struct cr_remote_answer){0};
 }
 
 /* ---- one try ---- */
@@ -670,7 +670,7 @@ static enum cr_status judge(struct transfer *t, CURLcode rc, long status, bool *
 }
 
 static enum cr_status one_try(cr_upstream *u, const struct cr_outgoing *o, int64_t left_ms,
-                              struct cr_answer *a, bool *again, int64_t *wait_ms,
+                              struct cr_remote_answer *a, bool *again, int64_t *wait_ms,
                               struct cr_error *err)
 {
     struct transfer t = {.u = u, .o = o};
@@ -758,11 +758,11 @@ static bool wait_for(const struct cr_outgoing *o, int64_t ms)
 }
 
 enum cr_status cr_upstream_send(cr_upstream *u, const struct cr_outgoing *o,
-                                struct cr_answer *answer, struct cr_error *err)
+                                struct cr_remote_answer *answer, struct cr_error *err)
 {
     struct cr_error local;
     err = err ? err : &local;
-    *answer = (struct cr_answer){.tokens_in = -1, .tokens_out = -1, .cost = -1};
+    *answer = (struct cr_remote_answer){.tokens_in = -1, .tokens_out = -1, .cost = -1};
     int64_t paused = cr_upstream_paused_ms(u);
     if (paused > 0)
         return cr_error_set(err, CR_NETWORK,

@@ -72,8 +72,8 @@ struct cr_outgoing {
     void *ud;
 };
 
-struct cr_answer {
-    char *text; /* free with cr_answer_deinit; NULL on failure */
+struct cr_remote_answer {
+    char *text; /* free with cr_remote_answer_deinit; NULL on failure */
     size_t n_text;
     char finish[24];               /* "stop", "length", ... or "" */
     int64_t tokens_in, tokens_out; /* -1: the server does not say */
@@ -93,8 +93,8 @@ void cr_outgoing_deinit(struct cr_outgoing *o);
 /* Sends and waits. On failure answer still says what left and came. CR_NETWORK, CR_POLICY (an
  * address that is not allowed), CR_LIMIT (max_cost crossed), CR_CANCELLED. */
 enum cr_status cr_upstream_send(cr_upstream *u, const struct cr_outgoing *o,
-                                struct cr_answer *answer, struct cr_error *err);
-void cr_answer_deinit(struct cr_answer *a);
+                                struct cr_remote_answer *answer, struct cr_error *err);
+void cr_remote_answer_deinit(struct cr_remote_answer *a);
 
 /* Milliseconds until calls are tried again after a run of failures; 0: now. */
 int64_t cr_upstream_paused_ms(cr_upstream *u);

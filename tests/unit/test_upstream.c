@@ -18,14 +18,14 @@
 static struct fake fake;
 static struct cr_upstream_options options;
 static char url[64];
-static struct cr_answer answer;
+static struct cr_remote_answer answer;
 static struct cr_error err;
 static double took_ms;
 
 static int clean(void **state)
 {
     (void)state;
-    cr_answer_deinit(&answer);
+    cr_remote_answer_deinit(&answer);
     return 0;
 }
 
@@ -278,7 +278,7 @@ static void test_bad_replies(void **state)
         assert_int_equal(st, CR_NETWORK);
         assert_non_null(strstr(err.msg, cases[i].says));
         assert_int_equal(answer.tries, 1);
-        cr_answer_deinit(&answer);
+        cr_remote_answer_deinit(&answer);
     }
 }
 

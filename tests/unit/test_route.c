@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* route/route.c: decide, record, send, complete; nothing leaves unrecorded; the cap; the key's
+ * canary (attack 46). */
+#include "fake_upstream.h"
+
+#include "base/bytes.h"
+#include "route/route.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+
+#include <cmocka.h>
+
+#define CANARY "CANARY-0f9d2c4b8e"
+#define GOOD                                                                                       \
+    "{\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"Paris\"},"       \
+    "\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":1}}"
+
+static struct fake fake;
+static char folder[64], file[128], url[64];
+static struct cr_upstream_options upstream;
+static struct cr_router_options options;
+static struct cr_error err;
+
+static void behave(struct fake *f, int fd, int nth)
+{
+    (void)nth;
+    /* a rude server: it repeats the key in its error */
+    if (f->text)
+        fake_reply(fd, "401 No", "", f->text);
+    else
+        fake_reply(fd, "200 OK", "", GOOD);
+}
+
+static int make(void **state)
+{
+    (void)state;
+    snprintf(folder, sizeof folder, "/tmp/crayon-route-XXXXXX");
+    if (!mkdtemp(folder) || !fake_start(&fake, behave))
+        return -1;
+    snprintf(file, sizeof file, "%s/ledger.db", folder);
+    snprintf(url, sizeof url, "http://127.0.0.1:%d", fake.port);
+    upstream = (struct cr_upstream_options){.url = url, .model = "big", .key = CANARY};
+    options = (struct cr_router_options){.rule = CR_RULE_RANDOM,
+                                         .budget = 0.5,
+                                         .seed = 1,
+                                         .upstream = &upstream,
+                                         .ledger_path = file};
+    return 0;
+}
+
+static int clean(void **state)
+{
+    (void)state;
+    char path[160];
+    static const char *const ends[] = {"", "-wal", "-shm"};
+    for (int i = 0; i < 3; i++) {
+        snprintf(path, sizeof path, "%s%s", file, ends[i]);
+        remove(path);
+    }
+    fake_stop(&fake);
+    return remove(folder);
+}
+
+static const struct cr_message question = {"user", "The capital of France?"};
+static const struct cr_ask ask = {.messages = &question,
+                                  .n_messages = 1,
+                                  .temperature = -1,
+                                  .request_id = "req-1",
+                                  .reason = "confidence 0.1 is below 0.4"};
+
+static struct cr_ledger_totals totals(void)
+{
+    struct cr_ledger_totals t;
+    cr_ledger *l;
+    assert_int_equal(cr_ledger_open_read(&l, file, &err), CR_OK);
+    assert_int_equal(cr_ledger_sum(l, &t, &err), CR_OK);
+    cr_ledger_close(l);
+    return t;
+}
+
+static bool check_row(void *ud, const struct cr_ledger_row *row)
+{
+    const struct cr_remote_answer *a = ud;
+    assert_string_equal(row->request_id, "req-1");
+    assert_string_equal(row->model, "big");
+    assert_string_equal(row->reason, "confidence 0.1 is below 0.4");
+    assert_string_equal(row->status, "ok");
+    assert_non_null(strstr(row->destination, "/v1/chat/completions"));
+    assert_int_equal(row->bytes_out, a->bytes_out);
+    assert_int_equal(row->bytes_in, a->bytes_in);
+    assert_int_equal(row->tokens_in, 7);
+    assert_int_equal(row->tokens_out, 1);
+    return true;
+}
+
+static void test_asks_and_records_to_the_byte(void **state)
+{
+    (void)state;
+    cr_router *r;
+    cr_ledger *l;
+    struct cr_remote_answer a;
+    assert_int_equal(cr_router_new(&r, &options, &err), CR_OK);
+    assert_int_equal(cr_router_ask(r, &ask, &a, &err), CR_OK);
+    assert_string_equal(a.text, "Paris");
+    assert_int_equal(a.bytes_out, atomic_load(&fake.n_bytes));
+    cr_router_free(r);
+    assert_int_equal(cr_ledger_open_read(&l, file, &err), CR_OK);
+    assert_int_equal(cr_ledger_each(l, 0, check_row, &a, &err), CR_OK);
+    cr_ledger_close(l);
+    cr_remote_answer_deinit(&a);
+    assert_int_equal(totals().rows, 1);
+}
+
+static bool has_canary(const char *path)
+{
+    char *data;
+    size_t n;
+    if (cr_file_read(path, 1 << 24, &data, &n, NULL) != CR_OK)
+        return false;
+    bool found = memmem(data, n, "CANARY", 6) != NULL;
+    cr_free(data);
+    return found;
+}
+
+static void test_failure_is_recorded_without_the_key(void **state)
+{
+    (void)state;
+    cr_router *r;
+    struct cr_remote_answer a;
+    struct cr_decision d = {.server = true};
+    fake.text = "{\"error\":{\"message\":\"wrong key " CANARY " and " CANARY "\"}}";
+    assert_int_equal(cr_router_new(&r, &options, &err), CR_OK);
+    assert_int_equal(cr_router_ask(r, &ask, &a, &err), CR_NETWORK);
+    assert_null(a.text);
+    cr_router_failed(&d, &err);
+    assert_false(d.server);
+    assert_non_null(strstr(d.why, "upstream failed: upstream: HTTP 401"));
+    assert_null(strstr(d.why, "CANARY"));
+    cr_router_free(r);
+    assert_non_null(strstr(fake.request, CANARY)); /* it did reach the server */
+    char path[160];
+    snprintf(path, sizeof path, "%s-wal", file);
+    assert_false(has_canary(file));
+    assert_false(has_canary(path));
+    struct cr_ledger_totals t = totals();
+    assert_int_equal(t.failed, 1);
+    assert_int_equal(t.bytes_out, atomic_load(&fake.n_bytes));
+}
+
+static void test_nothing_leaves_unrecorded(void **state)
+{
+    (void)state;
+    cr_router *r;
+    struct cr_remote_answer a;
+    options.ledger_path = "/dev/null/no/ledger.db";
+    assert_int_equal(cr_router_new(&r, &options, &err), CR_OK);
+    assert_int_not_equal(cr_router_ask(r, &ask, &a, &err), CR_OK);
+    assert_non_null(strstr(err.msg, "nothing was sent"));
+    assert_int_equal(atomic_load(&fake.n_requests), 0);
+    cr_router_free(r);
+}
+
+static struct cr_signals signals_nr(uint64_t request)
+{
+    struct cr_signals s;
+    cr_signals_init(&s);
+    s.request = request;
+    return s;
+}
+
+static void test_wishes_and_offline(void **state)
+{
+    (void)state;
+    cr_router *r;
+    struct cr_decision d;
+    struct cr_remote_answer a;
+    struct cr_signals low = signals_nr(0), high = signals_nr(UINT64_MAX);
+    assert_int_equal(cr_router_new(&r, &options, &err), CR_OK);
+    cr_router_decide(r, NULL, &low, CR_ROUTE_AUTO, &d);
+    assert_true(d.server);
+    cr_router_decide(r, NULL, &low, CR_ROUTE_DEVICE, &d);
+    assert_false(d.server);
+    cr_router_decide(r, NULL, &high, CR_ROUTE_AUTO, &d);
+    assert_false(d.server);
+    cr_router_decide(r, NULL, &high, CR_ROUTE_SERVER, &d);
+    assert_true(d.server);
+    assert_string_equal(d.why, "asked for by the request");
+    cr_router_free(r);
+
+    options.offline = true;
+    assert_int_equal(cr_router_new(&r, &options, &err), CR_OK);
+    cr_router_decide(r, NULL, &low, CR_ROUTE_SERVER, &d);
+    assert_false(d.server);
+    assert_non_null(strstr(d.why, "offline"));
+    assert_int_equal(cr_router_ask(r, &ask, &a, &err), CR_POLICY);
+    cr_router_free(r);
+    options.offline = false;
+    options.upstream = NULL;
+    assert_int_equal(cr_router_new(&r, &options, &err), CR_OK);
+    cr_router_decide(r, NULL, &low, CR_ROUTE_AUTO, &d);
+    assert_false(d.server);
+    assert_non_null(strstr(d.why, "no upstream"));
+    cr_router_free(r);
+    options.budget = 1.5;
+    assert_int_equal(cr_router_new(&r, &options, &err), CR_INVALID);
+}
+
+/* Every question is demanding, as when all traffic leaves the task: the budget holds all the same.
+ */
+static void test_budget_is_a_cap(void **state)
+{
+    (void)state;
+    cr_router *r;
+    struct cr_decision d;
+    int sent = 0;
+    options.budget = 0.1;
+    assert_int_equal(cr_router_new(&r, &options, &err), CR_OK);
+    for (int i = 0; i < 1000; i++) {
+        struct cr_signals s = signals_nr(0);
+        cr_router_decide(r, NULL, &s, CR_ROUTE_AUTO, &d);
+        sent += d.server;
+        if (i >= 10 && !d.server)
+            assert_non_null(strstr(d.why, "used up"));
+    }
+    assert_int_equal(sent, 105);
+    cr_router_free(r);
+}
+
+static void *ask_often(void *ud)
+{
+    for (int i = 0; i < 5; i++) {
+        struct cr_remote_answer a;
+        struct cr_error e;
+        if (cr_router_ask(ud, &ask, &a, &e) != CR_OK || strcmp(a.text, "Paris") != 0)
+            return ud;
+        cr_remote_answer_deinit(&a);
+    }
+    return NULL;
+}
+
+static void test_threads(void **state)
+{
+    (void)state;
+    cr_router *r;
+    pthread_t t[3];
+    assert_int_equal(cr_router_new(&r, &options, &err), CR_OK);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(pthread_create(&t[i], NULL, ask_often, r), 0);
+    for (int i = 0; i < 50; i++) {
+        struct cr_decision d;
+        struct cr_signals s = signals_nr((uint64_t)i << 58);
+        cr_router_decide(r, NULL, &s, CR_ROUTE_AUTO, &d);
+    }
+    for (int i = 0; i < 3; i++) {
+        void *bad;
+        pthread_join(t[i], &bad);
+        assert_null(bad);
+    }
+    cr_router_free(r);
+    struct cr_ledger_totals sum = totals();
+    assert_int_equal(sum.ok, 15);
+    assert_int_equal(sum.bytes_out, atomic_load(&fake.n_bytes));
+}
+
+int main(void)
+{
+#define T(name) cmocka_unit_test_setup_teardown(name, make, clean)
+    const struct CMUnitTest tests[] = {
+        T(test_asks_and_records_to_the_byte),
+        T(test_failure_is_recorded_without_the_key),
+        T(test_nothing_leaves_unrecorded),
+        T(test_wishes_and_offline),
+        T(test_budget_is_a_cap),
+        T(test_threads),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
