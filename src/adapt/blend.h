@@ -49,20 +49,26 @@ struct cr_blend_result {
     int n;
     float *weights; /* [N]; free with cr_blend_result_deinit */
     double embed_ms, solve_ms;
-    int n_evals, n_accepted;     /* REFINE */
-    float loss_start, loss_end;  /* PICK, REFINE: on the examples */
-    enum cr_solver start;        /* PICK, REFINE: which start won */
-    float *q_c;                  /* [dim of the view] unit task embedding */
-    float scope_mean, scope_std; /* leave-one-out q_x . q_c of the examples, in the view */
-    float near_mean, near_std;   /* of max_t q_x . proto_t, in the view */
-    int nearest;                 /* index entry with the best similarity */
+    int n_evals, n_accepted;    /* REFINE */
+    float loss_start, loss_end; /* mean over the examples with answers: of the weights that need no
+                                   labels, and of the result. PICK and REFINE; else NAN */
+    enum cr_solver start;       /* PICK, REFINE: which start won */
+    float *q_c;                 /* [dim of the view] unit task embedding; NULL: pool has no index */
+    float scope_mean, scope_std; /* leave-one-out q_x . q_c of the examples, in the view; NAN when
+                                    there is one example only, or no index */
+    float near_mean, near_std;   /* of max_t q_x . proto_t, in the view; NAN: no index */
+    int nearest;                 /* index entry with the best similarity; -1: no index */
     float nearest_similarity;
     bool stopped; /* the caller stopped it; the best so far is returned */
 };
 void cr_blend_result_deinit(struct cr_blend_result *r);
+/* What a level means for this pool: sets solver and view, leaves the rest alone. instant: KNN (or
+ * SOFTMAX) on q_x; measured: the same on the middle view; refined: REFINE, starts from the middle
+ * view. A pool without a middle index gets q_x. */
+void cr_level_options(enum cr_level level, const cr_pool *p, struct cr_blend_options *opt);
 
 /* Solves on given unit embeddings [n_examples, dim] (pure mathematics, no model run); scorer is
- * needed for PICK and REFINE only. */
+ * needed for PICK and REFINE only. A pool of kind lora without an index takes unit = NULL. */
 enum cr_status cr_blend_solve(const cr_pool *p, const struct cr_blend_options *opt,
                               const float *unit, size_t n_examples, cr_scorer *scorer,
                               struct cr_blend_result *out, struct cr_error *err);

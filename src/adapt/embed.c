@@ -21,6 +21,16 @@
 
 enum { BATCH_CELLS = 2048 };
 
+const char *cr_view_name(enum cr_view v)
+{
+    return v == CR_VIEW_QX ? "qx" : v == CR_VIEW_MIDDLE ? "middle" : "unknown";
+}
+
+int cr_view_by_name(const char *name)
+{
+    return !strcmp(name, "qx") ? CR_VIEW_QX : !strcmp(name, "middle") ? CR_VIEW_MIDDLE : -1;
+}
+
 int cr_view_dim(const cr_model *m, enum cr_view v)
 {
     return v == CR_VIEW_QX ? m->q_dim : m->n_embd;

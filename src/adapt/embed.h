@@ -14,6 +14,8 @@
 
 enum cr_view { CR_VIEW_QX, CR_VIEW_MIDDLE };
 
+const char *cr_view_name(enum cr_view v); /* "qx", "middle" */
+int cr_view_by_name(const char *name);    /* -1 */
 int cr_view_dim(const cr_model *m, enum cr_view v);
 /* Layer whose output is the middle view: n_layers / 2 - 1, counted from 0. */
 int cr_view_layer(const cr_model *m);

@@ -58,8 +58,11 @@ enum cr_status cr_refine(struct cr_refine *r, float *w, const float *start_loss,
     double sigma = (double)r->sigma;
     enum cr_status st = CR_OK;
     while (r->n_evals < r->max_evals) {
-        for (size_t i = 0; i < n; i++)
+        for (size_t i = 0; i < n; i++) {
             trial[i] = (float)((double)w[i] + sigma * cr_rng_normal(&rng));
+            if (r->not_negative && trial[i] < 0)
+                trial[i] = 0;
+        }
         st = r->loss(r->ud, trial, loss, err);
         if (st)
             break;

@@ -227,6 +227,19 @@ void cr_scorer_free(cr_scorer *s)
     cr_free(s);
 }
 
+size_t cr_scorer_n_examples(const cr_scorer *s)
+{
+    return s->n;
+}
+
+size_t cr_scorer_n_answers(const cr_scorer *s)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < s->n; i++)
+        n += s->items[i].right >= 0;
+    return n;
+}
+
 size_t cr_scorer_n_tokens(const cr_scorer *s)
 {
     return s->n_tokens;

@@ -36,7 +36,9 @@ typedef struct cr_scorer cr_scorer;
 enum cr_status cr_scorer_new(cr_scorer **out, cr_model *m, const struct cr_example *e, size_t n,
                              struct cr_error *err);
 void cr_scorer_free(cr_scorer *s);
-size_t cr_scorer_n_tokens(const cr_scorer *s); /* tokens that one pass runs */
+size_t cr_scorer_n_examples(const cr_scorer *s);
+size_t cr_scorer_n_answers(const cr_scorer *s); /* examples whose right answer is known */
+size_t cr_scorer_n_tokens(const cr_scorer *s);  /* tokens that one pass runs */
 size_t cr_scorer_n_cut(const cr_scorer *s);
 /* One pass over all examples that have choices or a short answer. *scores is an array of n, owned
  * by the scorer, valid until the next call. progress (may be NULL) is told done and total tokens;

@@ -227,7 +227,7 @@ static void mix(const struct cr_index_view *iv, const float *p, float *w)
     }
 }
 
-static int best_of(const float *s, int n)
+int cr_argmax(const float *s, int n)
 {
     int best = 0;
     for (int i = 1; i < n; i++)
@@ -262,7 +262,7 @@ static enum cr_status shares(const struct cr_index_view *iv, enum cr_solver solv
         break;
     case CR_SOLVE_NEAREST:
         memset(p, 0, (size_t)n * sizeof *p);
-        p[best_of(s, n)] = 1;
+        p[cr_argmax(s, n)] = 1;
         break;
     default: /* MEAN */
         for (int t = 0; t < n; t++)

@@ -19,11 +19,10 @@ struct cr_index_view {
     float tau;            /* of centroid pools */
     enum cr_pool_kind kind;
 };
-/* CR_INVALID when the pool has no prototypes in this view. */
-enum cr_status cr_index_view(struct cr_index_view *iv, const cr_pool *p, enum cr_view view,
-                             struct cr_error *err);
 /* s[t] = q . proto_t */
 void cr_similarities(const struct cr_index_view *iv, const float *q, float *s);
+/* Index of the largest; ties: the lower one. */
+int cr_argmax(const float *s, int n);
 /* q = normalise(mean of the n unit rows but `skip`); skip n: none left out. False when that mean is
  * zero. */
 bool cr_mean_direction(const float *unit, size_t n, int dim, size_t skip, float *q);
@@ -43,7 +42,8 @@ struct cr_refine {
     size_t n_examples;
     enum cr_status (*loss)(void *ud, const float *w, float *per_example, struct cr_error *err);
     void *ud;
-    float sigma; /* first step size, > 0 */
+    float sigma;       /* first step size, > 0 */
+    bool not_negative; /* weights below 0 are tried as 0 (centroid pools) */
     int max_evals;
     uint64_t seed;
     /* out */
