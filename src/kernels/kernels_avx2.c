@@ -243,6 +243,15 @@ INLINE void v_store_part(float *p, vf v, size_t n)
 {
     _mm256_maskstore_ps(p, v_lanes(0, n), v);
 }
+INLINE void v_columns(vf out[4], const uint8_t *p, size_t rb)
+{
+    __m256i columns[4];
+    transpose_8x16(columns, p, rb);
+    UNROLL for (int i = 0; i < 4; i++)
+    {
+        out[i] = _mm256_castsi256_ps(columns[i]);
+    }
+}
 INLINE vf v_load_f16(const uint16_t *p)
 {
     return _mm256_cvtph_ps(_mm_loadu_si128((const void *)p));

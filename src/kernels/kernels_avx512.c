@@ -203,6 +203,15 @@ INLINE void v_store_part(float *p, vf v, size_t n)
 {
     _mm512_mask_storeu_ps(p, v_lanes(0, n), v);
 }
+INLINE void v_columns(vf out[4], const uint8_t *p, size_t rb)
+{
+    __m512i columns[4];
+    transpose_16x16(columns, p, rb);
+    UNROLL for (int i = 0; i < 4; i++)
+    {
+        out[i] = _mm512_castsi512_ps(columns[i]);
+    }
+}
 INLINE vf v_load_f16(const uint16_t *p)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p));

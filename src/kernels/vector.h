@@ -6,6 +6,8 @@
  *
  *     v_zero() v_set1(a) v_load(p) v_store(p, v)      whole vectors, any address
  *     v_load_part(p, n) v_store_part(p, v, n)         n < LANES floats; zeros beyond
+ *     v_lanes(begin, end) v_store_mask(p, v, mask)    only those lanes
+ *     v_columns(out, p, rb)                           4 floats of each of LANES rows, by column
  *     v_load_f16(p) v_load_bf16(p) v_load_i8(p)       LANES values widened to float
  *     v_store_f16(p, v)                               round to nearest even
  *     v_add v_sub v_mul v_div                         v_fma(a, b, c) = a b + c, rounded once
@@ -14,7 +16,9 @@
  *     v_sum(v) v_sum_4(y, a, b, c, d) v_top(v)        over lanes, one fixed tree; v_sum_4 stores 4
  *
  * A sum over n runs in lanes: lane l adds the terms l, l + LANES, ... in order, the tail is filled
- * with zeros, and v_sum adds the lanes. FLOAT_ROWS x FLOAT_SIDE outputs are computed side by side,
+ * with zeros, and v_sum adds the lanes. Products of at most NARROW float32 columns, such as the
+ * second factor of a low-rank change, would spend their time in v_sum: there a lane is a row
+ * instead and adds its terms in order. FLOAT_ROWS x FLOAT_SIDE outputs are computed side by side,
  * but nothing of that can be seen in a result: every output has its own accumulator.
  */
 #ifndef CR_VECTOR_H
@@ -117,12 +121,90 @@ INLINE void float_rows(enum cr_type type, int R, struct floats f, size_t n_tok)
     }
 }
 
+enum { NARROW = 64 };
+
+/* The columns of LANES rows as vectors, a last group of fewer than 4 filled with zeros. */
+INLINE void load_columns(vf out[NARROW], const uint8_t *w, size_t row_bytes, size_t n)
+{
+    size_t i = 0;
+    for (; n - i >= 4; i += 4)
+        v_columns(out + i, w + 4 * i, row_bytes);
+    if (i < n) {
+        float buf[LANES][4] = {{0}};
+        for (size_t r = 0; r < LANES; r++)
+            memcpy(buf[r], w + r * row_bytes + 4 * i, 4 * (n - i));
+        v_columns(out + i, (const void *)buf, sizeof buf[0]);
+    }
+}
+
+/* LANES rows by T tokens. */
+INLINE void narrow_tile(int T, const struct floats *f, const vf *columns, vm mask)
+{
+    vf acc[8];
+    UNROLL for (int t = 0; t < T; t++)
+    {
+        acc[t] = v_zero();
+    }
+    for (size_t i = 0; i < f->n; i++) {
+        UNROLL for (int t = 0; t < T; t++)
+        {
+            float x;
+            memcpy(&x, f->x + (size_t)t * f->x_bytes + 4 * i, sizeof x);
+            acc[t] = v_fma(columns[i], v_set1(x), acc[t]);
+        }
+    }
+    UNROLL for (int t = 0; t < T; t++)
+    {
+        v_store_mask(f->y + (size_t)t * f->ldy, acc[t], mask);
+    }
+}
+
+INLINE void narrow_rows(struct floats f, size_t n_tok, vm mask)
+{
+    vf columns[NARROW];
+    load_columns(columns, f.w, f.row_bytes, f.n);
+    while (n_tok > 0) {
+        size_t step = n_tok >= 8 ? 8 : n_tok >= 4 ? 4 : 1;
+        if (step == 8)
+            narrow_tile(8, &f, columns, mask);
+        else if (step == 4)
+            narrow_tile(4, &f, columns, mask);
+        else
+            narrow_tile(1, &f, columns, mask);
+        f.y += step * f.ldy;
+        f.x += step * f.x_bytes;
+        n_tok -= step;
+    }
+}
+
+/* The last rows as in blocks.h: in a group that begins earlier, or each alone. */
+static void matmul_narrow(struct floats all, size_t rows, size_t n_tok)
+{
+    for (size_t r = 0; r < rows;) {
+        struct floats f = all;
+        bool alone = rows < LANES;
+        size_t first = alone || rows - r >= LANES ? r : rows - LANES;
+        f.w += first * f.row_bytes;
+        f.y += first;
+        f.row_bytes = alone ? 0 : f.row_bytes;
+        narrow_rows(f, n_tok, alone ? v_lanes(0, 1) : v_lanes(r - first, LANES));
+        r = alone ? r + 1 : first + LANES;
+    }
+}
+
 /* Tokens in passes that stay in the second-level cache beside a few rows. */
 INLINE void matmul_floats(enum cr_type type, float *y, size_t ldy, const void *w, size_t row_bytes,
                           const void *x, size_t x_bytes, size_t rows, size_t n_tok, size_t n)
 {
     enum { N = 64 };
     struct floats f = {.ldy = ldy, .row_bytes = row_bytes, .x_bytes = x_bytes, .n = n};
+    if (type == CR_F32 && n <= NARROW) {
+        f.y = y;
+        f.w = w;
+        f.x = x;
+        matmul_narrow(f, rows, n_tok);
+        return;
+    }
     for (size_t t = 0; t < n_tok; t += N) {
         size_t n_pass = n_tok - t < N ? n_tok - t : N;
         f.x = (const uint8_t *)x + t * x_bytes;

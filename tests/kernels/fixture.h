@@ -1,0 +1,292 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the kernel test works with: checks that go on, buffers between guard bytes, and random
+ * products whose exact values are known. Included by test_kernels.c only.
+ */
+#ifndef FIXTURE_H
+#define FIXTURE_H
+
+#include "base/mem.h"
+#include "base/rng.h"
+#include "kernels/kernels.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const enum cr_type types[] = {CR_F32, CR_F16, CR_BF16, CR_Q8_0, CR_Q4_0, CR_Q4_1};
+static const size_t lengths[] = {0,  1,  2,  3,  7,  8,  15, 16,  17,   31,
+                                 32, 33, 63, 64, 65, 96, 80, 576, 1023, 4096};
+enum { N_TYPES = sizeof types / sizeof types[0], N_LENGTHS = sizeof lengths / sizeof lengths[0] };
+enum { GUARD = 64, POISON = 0xa5, MAX_FAILURES = 20 };
+
+static struct cr_rng rng;
+static const struct cr_kernels *K, *ref; /* the level under test, and the reference */
+static const char *at = "";              /* the kernel under test */
+static int n_failed;
+static uint64_t n_checked;
+
+/* A failed check says where and goes on, so that one run shows all that is wrong. */
+#define CHECK(ok, ...)                                                                             \
+    do {                                                                                           \
+        n_checked++;                                                                               \
+        if (!(ok) && n_failed++ < MAX_FAILURES) {                                                  \
+            printf("  FAIL %s %s, line %d: ", K->name, at, __LINE__);                              \
+            printf(__VA_ARGS__);                                                                   \
+            putchar('\n');                                                                         \
+        }                                                                                          \
+    } while (0)
+
+/* ---- buffers --------------------------------------------------------------------------- */
+
+struct buf {
+    unsigned char *raw, *data;
+    size_t size;
+};
+
+/* size bytes at `offset` from an aligned address, poisoned, a guard on each side. */
+static struct buf buf_new(size_t size, size_t offset)
+{
+    struct buf b = {cr_alloc(2 * GUARD + offset + size, 1), NULL, size};
+    if (!b.raw) {
+        fputs("out of memory\n", stderr);
+        exit(4);
+    }
+    memset(b.raw, POISON, 2 * GUARD + offset + size);
+    b.data = b.raw + GUARD + offset;
+    return b;
+}
+
+static void buf_free(struct buf *b)
+{
+    bool clean = true;
+    for (int i = 0; i < GUARD; i++)
+        clean = clean && b->data[-1 - i] == POISON && b->data[b->size + (size_t)i] == POISON;
+    CHECK(clean, "bytes outside of the buffer were written");
+    cr_free(b->raw);
+}
+
+static float *floats(struct buf *b)
+{
+    return (float *)(void *)b->data;
+}
+
+static double uniform(double lo, double hi)
+{
+    return lo + (hi - lo) * cr_rng_double(&rng);
+}
+
+static size_t below(size_t n)
+{
+    return (size_t)cr_rng_below(&rng, n);
+}
+
+static bool same_bits(const void *a, const void *b, size_t n)
+{
+    return n == 0 || memcmp(a, b, n) == 0;
+}
+
+/* Equal numbers, or both NaN. */
+static bool same(float a, float b)
+{
+    return a == b || (isnan(a) && isnan(b));
+}
+
+static double gamma_of(double m)
+{
+    return m * 0x1p-24 / (1 - m * 0x1p-24);
+}
+
+/* Lanes of one float sum at a level; its longest chain of additions is n / lanes and the tree, or n
+ * in products of at most 64 columns. */
+static double chain(size_t n)
+{
+    static const size_t lanes[CR_CPU_COUNT] = {1, 8, 16, 4};
+    return (double)(n / lanes[K->level]) + 8;
+}
+
+enum pattern { ZERO, MOST, ALTERNATE, SUBNORMAL, TINY, REALS, N_PATTERNS };
+
+static float pattern_value(enum pattern p, size_t i)
+{
+    switch (p) {
+    case ZERO:
+        return 0;
+    case MOST:
+        return 1e15f;
+    case ALTERNATE:
+        return i % 2 ? -1.0f : 1.0f;
+    case SUBNORMAL:
+        return (float)uniform(-1e-39, 1e-39);
+    case TINY: /* a few of the smallest steps, where a scale is coarse */
+        return ((float)below(401) - 200) * 0x1p-149f;
+    default:
+        return (float)uniform(-1, 1);
+    }
+}
+
+/* ---- products -------------------------------------------------------------------------- */
+
+enum filling { INTEGERS, RANDOM_REALS };
+
+/* A problem: weights and activations in the type's formats, and the same numbers as double. */
+struct product {
+    enum cr_type type;
+    size_t rows, n_tok, n, row_bytes, x_bytes, ldy;
+    struct buf w, x;
+    double *wd, *xd, *md; /* exact values; md: what Q4_1's minimum adds, n / 32 per row */
+};
+
+static bool blocked(enum cr_type type)
+{
+    return cr_type_info(type)->block > 1;
+}
+
+static uint16_t f16(double v)
+{
+    return cr_f32_to_f16((float)v);
+}
+
+static void fill_block(struct product *p, unsigned char *dst, double *wd, double *md,
+                       enum filling how)
+{
+    bool ints = how == INTEGERS;
+    uint16_t d = ints ? f16(ldexp(1, (int)below(3) - 1)) : f16(uniform(-0.02, 0.02));
+    uint16_t m = ints ? f16((double)below(9) - 4) : f16(uniform(-0.2, 0.2));
+    double dv = cr_f16_to_f32(d);
+    uint8_t code[CR_QK];
+    for (int j = 0; j < CR_QK; j++) {
+        if (p->type == CR_Q8_0)
+            code[j] = (uint8_t)(ints ? (int)below(31) - 15 : (int)below(256) - 128);
+        else
+            code[j] = (uint8_t)below(16);
+        double q = p->type == CR_Q8_0   ? (int8_t)code[j]
+                   : p->type == CR_Q4_0 ? code[j] - 8
+                                        : code[j];
+        wd[j] = dv * q;
+    }
+    memcpy(dst, &d, 2);
+    if (p->type == CR_Q8_0) {
+        memcpy(dst + 2, code, CR_QK);
+        return;
+    }
+    unsigned char *q = dst + 2;
+    if (p->type == CR_Q4_1) {
+        memcpy(q, &m, 2);
+        *md = cr_f16_to_f32(m);
+        q += 2;
+    }
+    for (int j = 0; j < CR_QK / 2; j++)
+        q[j] = (uint8_t)(code[j] | code[j + 16] << 4);
+}
+
+static void fill_weights(struct product *p, enum filling how)
+{
+    for (size_t r = 0; r < p->rows; r++) {
+        unsigned char *row = p->w.data + r * p->row_bytes;
+        double *wd = p->wd + r * p->n;
+        if (blocked(p->type)) {
+            size_t size = cr_type_info(p->type)->block_size;
+            for (size_t b = 0; b < p->n / CR_QK; b++)
+                fill_block(p, row + b * size, wd + b * CR_QK, p->md + r * (p->n / CR_QK) + b, how);
+            continue;
+        }
+        for (size_t i = 0; i < p->n; i++) {
+            float v = how == INTEGERS ? (float)below(31) - 15 : (float)uniform(-1, 1);
+            cr_quantize_ref(p->type, row + i * cr_type_info(p->type)->block_size, &v, 1);
+            cr_dequantize_ref(p->type, &v, row + i * cr_type_info(p->type)->block_size, 1);
+            wd[i] = v;
+        }
+    }
+}
+
+static void fill_activations(struct product *p, enum filling how)
+{
+    for (size_t t = 0; t < p->n_tok; t++) {
+        unsigned char *row = p->x.data + t * p->x_bytes;
+        double *xd = p->xd + t * p->n;
+        for (size_t i = 0; !blocked(p->type) && i < p->n; i++) {
+            float v = how == INTEGERS ? (float)below(31) - 15 : (float)uniform(-1, 1);
+            memcpy(row + 4 * i, &v, 4);
+            xd[i] = v;
+        }
+        for (size_t b = 0; blocked(p->type) && b < p->n / CR_QK; b++) {
+            struct cr_block_q8a a;
+            int sum = 0, reach = how == INTEGERS ? 15 : 127;
+            a.d = how == INTEGERS ? (float)ldexp(1, (int)below(3) - 1) : (float)uniform(0, 0.05);
+            for (int j = 0; j < CR_QK; j++) {
+                a.q[j] = (int8_t)((int)below(2 * (size_t)reach + 1) - reach);
+                sum += a.q[j];
+                xd[b * CR_QK + (size_t)j] = (double)a.d * a.q[j];
+            }
+            a.s = a.d * (float)sum;
+            memcpy(row + b * sizeof a, &a, sizeof a);
+        }
+    }
+}
+
+static bool tidy; /* benchmarks: aligned, no gaps */
+
+static size_t odd(size_t most)
+{
+    return tidy ? 0 : below(most);
+}
+
+static struct product product_new(enum cr_type type, size_t rows, size_t n_tok, size_t n,
+                                  enum filling how)
+{
+    struct product p = {.type = type, .rows = rows, .n_tok = n_tok, .n = n};
+    size_t unit = type == CR_F32 ? 4 : blocked(type) ? 1 : 2;
+    p.row_bytes = cr_row_bytes(type, n) + unit * odd(5);
+    p.x_bytes = (blocked(type) ? n / CR_QK * sizeof(struct cr_block_q8a) : 4 * n) + 4 * odd(5);
+    p.ldy = rows + odd(5);
+    p.w = buf_new(rows * p.row_bytes, unit * odd(8));
+    p.x = buf_new(n_tok * p.x_bytes, 4 * odd(8));
+    p.wd = cr_alloc0(rows * n, sizeof(double));
+    p.xd = cr_alloc0(n_tok * n, sizeof(double));
+    p.md = cr_alloc0(rows * (n / CR_QK), sizeof(double));
+    if (!p.wd || !p.xd || !p.md)
+        exit(4);
+    fill_weights(&p, how);
+    fill_activations(&p, how);
+    return p;
+}
+
+static void product_free(struct product *p)
+{
+    buf_free(&p->w);
+    buf_free(&p->x);
+    cr_free(p->wd);
+    cr_free(p->xd);
+    cr_free(p->md);
+}
+
+static void product_run(const struct product *p, const struct cr_kernels *k, float *y)
+{
+    k->matmul[p->type](y, p->ldy, p->w.data, p->row_bytes, p->x.data, p->x_bytes, p->rows, p->n_tok,
+                       p->n);
+}
+
+/* Output (r, t) in double, and the sum of the magnitudes of its terms. */
+static double product_exact(const struct product *p, size_t r, size_t t, double *size)
+{
+    const double *w = p->wd + r * p->n, *x = p->xd + t * p->n;
+    double sum = 0;
+    *size = 0;
+    for (size_t i = 0; i < p->n; i++) {
+        sum += w[i] * x[i];
+        *size += fabs(w[i] * x[i]);
+    }
+    for (size_t b = 0; p->type == CR_Q4_1 && b < p->n / CR_QK; b++) {
+        struct cr_block_q8a a;
+        memcpy(&a, p->x.data + t * p->x_bytes + b * sizeof a, sizeof a);
+        double v = p->md[r * (p->n / CR_QK) + b] * a.s;
+        sum += v;
+        *size += fabs(v);
+    }
+    return sum;
+}
+
+#endif
