@@ -65,7 +65,7 @@ struct cr_train_options {
     long steps;           /* 0: by epochs */
     float epochs;         /* when steps is 0 */
     int tokens_per_step;  /* packed tokens in a step; 0: 12288 */
-    int tokens_per_batch; /* packed tokens of a micro-batch: memory against speed; 0: 512 */
+    int tokens_per_batch; /* packed tokens of a micro-batch: memory against speed; 0: 384 */
     float lr, lr_weights; /* lr_weights (of a): 0: 10 * lr */
     float beta1, beta2, weight_decay;
     float warm_up; /* share of the steps */
@@ -95,8 +95,6 @@ struct cr_train_plan {
     long n_steps, steps_per_epoch;
     double epochs;
     uint64_t n_params;          /* that are trained */
-    bool float_weights;         /* the frozen weights are kept as float32 (faster) */
-    uint64_t weights_bytes;     /* float32 copies, or scratch to dequantise into */
     uint64_t params_bytes;      /* adapters, gradients, both moments */
     uint64_t activations_bytes; /* of all threads */
     uint64_t data_bytes;

@@ -334,4 +334,5 @@ def main():
     do("smollm2-135m-q4_1", lambda: write_golden("smollm2-135m-q4_1", reference(smollm), text_prompts(encoder(smollm), [])))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@
 typedef double gradient_fn(void *ud); /* reads x, gives f */
 
 static inline double slope(gradient_fn *f, void *ud, float *x, const float *saved, const double *d,
-                    size_t n, double step)
+                           size_t n, double step)
 {
     double at[2];
     for (int side = 0; side < 2; side++) {
@@ -32,7 +32,7 @@ static inline double slope(gradient_fn *f, void *ud, float *x, const float *save
 
 /* The largest error over all directions, as a share of |g|. */
 static inline double gradient_error(gradient_fn *f, void *ud, float *x, const float *g, size_t n,
-                             double step, uint64_t seed)
+                                    double step, uint64_t seed)
 {
     enum { RANDOM = 3, SINGLE = 8 };
     struct cr_rng rng;

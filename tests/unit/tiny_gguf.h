@@ -41,6 +41,8 @@ struct tiny {
     /* may change keys and tensors before the file is written; a tensor or key of this name is
      * left out */
     const char *without;
+    const char *set_key; /* this key of the architecture gets set_value instead */
+    uint32_t set_value;
     void (*extra)(cr_gguf_writer *w);
 };
 
@@ -101,7 +103,7 @@ static inline void tiny_tensor(struct tiny_writer *tw, const char *name, uint32_
                 x[i * n_in + i] = 1;
             else
                 for (int j = 0; j < 256; j++)
-                    x[i * n_in + j] = next[j] == i || (next[j] == 0 && i == TINY_END);
+                    x[i * n_in + j] = next[j] ? next[j] == i : i == TINY_END;
     }
     cr_quantize_ref(type, data, x, n);
     cr_free(x);
@@ -115,7 +117,10 @@ static inline void tiny_int(struct tiny_writer *tw, const char *name, int v)
     char key[80];
     snprintf(key, sizeof key, "%s.%s", tw->spec->arch, name);
     if (!tw->spec->without || strcmp(key, tw->spec->without) != 0)
-        cr_gguf_put_u32(tw->w, key, (uint32_t)v);
+        cr_gguf_put_u32(tw->w, key,
+                        tw->spec->set_key && strcmp(name, tw->spec->set_key) == 0
+                            ? tw->spec->set_value
+                            : (uint32_t)v);
 }
 
 static inline void tiny_vocabulary(cr_gguf_writer *w)
