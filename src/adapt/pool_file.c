@@ -609,8 +609,9 @@ static void put_index(cr_gguf_writer *w, const cr_pool *p)
     cr_gguf_put_tensor(w, "index.middle.proto", CR_F32, 2, (uint64_t[]){e, t}, x->mid_proto);
 }
 
-/* A and B of slot i as `type` at *to, which moves on. */
-static bool put_pair(cr_gguf_writer *w, const cr_pool *p, int i, uint32_t type, uint8_t **to)
+/* A and B of slot i as `type` at *to, which moves on. b has room for one B. */
+static bool put_pair(cr_gguf_writer *w, const cr_pool *p, int i, uint32_t type, float *b,
+                     uint8_t **to)
 {
     enum cr_linear lin = (enum cr_linear)(i % CR_LIN_COUNT);
     const struct cr_matrix *m = cr_model_linear(p->model, i / CR_LIN_COUNT, lin);
@@ -628,14 +629,10 @@ static bool put_pair(cr_gguf_writer *w, const cr_pool *p, int i, uint32_t type, 
     cr_gguf_put_tensor(w, name, type, 3, ne_b, *to);
     for (int k = 0; k < p->n && ok; k++) {
         size_t one = nb / (size_t)n;
-        float *b = cr_alloc(one, sizeof *b);
-        if (!b)
-            return false;
         cr_pool_read_b(p, i / CR_LIN_COUNT, lin, k, b);
         ok = cr_lora_encode(p->model, type, *to, b, one) &&
              all_finite(type, *to, cr_row_bytes(type, one));
         *to += cr_row_bytes(type, one);
-        cr_free(b);
     }
     return ok;
 }
@@ -667,21 +664,23 @@ enum cr_status cr_pool_write(const cr_pool *p, const char *path, uint32_t type,
     enum cr_status status = check_index(p, path, err);
     if (status != CR_OK)
         return status;
-    size_t floats = 0, sets = p->form == CR_POOL_SEPARATE ? (size_t)p->n : 1;
+    size_t floats = 0, sets = p->form == CR_POOL_SEPARATE ? (size_t)p->n : 1, widest = 0;
     for (int l = 0; l < CR_LIN_COUNT; l++) {
         const struct cr_matrix *w = cr_model_linear(p->model, 0, (enum cr_linear)l);
+        widest = (size_t)w->n_out > widest ? (size_t)w->n_out : widest;
         if (p->target[l])
             floats += (size_t)p->n_layers * (size_t)p->rank *
                       (sets * (size_t)w->n_in + (size_t)p->n * (size_t)w->n_out);
     }
     uint8_t *data = cr_alloc(floats, type == CR_F16 ? 2 : 4), *to = data;
+    float *b = cr_alloc(widest * (size_t)p->rank, sizeof *b);
     cr_gguf_writer *w = cr_gguf_writer_new();
-    if (!data || !w)
+    if (!data || !b || !w)
         status = no_memory(path, err);
     if (status == CR_OK)
         put_keys(w, p);
     for (int i = 0; i < p->n_layers * CR_LIN_COUNT && status == CR_OK; i++)
-        if (p->pairs[i].a && !put_pair(w, p, i, type, &to))
+        if (p->pairs[i].a && !put_pair(w, p, i, type, b, &to))
             status = cr_error_set(err, CR_INVALID, "%s: blk.%d.%s has values that do not fit %s",
                                   path, i / CR_LIN_COUNT, cr_linear_names[i % CR_LIN_COUNT],
                                   cr_type_info(type)->name);
@@ -690,6 +689,7 @@ enum cr_status cr_pool_write(const cr_pool *p, const char *path, uint32_t type,
         status = cr_gguf_write(w, path, err);
     }
     cr_gguf_writer_free(w);
+    cr_free(b);
     cr_free(data);
     return status;
 }

@@ -237,7 +237,7 @@ static void test_long_and_out_of_memory(void **state)
     (void)state;
     char text[12001];
     for (int i = 0; i < 12000; i++)
-        text[i] = i % 5 == 4 ? ' ' : (char)('a' + i * i % 26);
+        text[i] = i % 5 == 4 ? ' ' : "abcdefghijklmnopqrstuvwxyz"[i * i % 26];
     text[12000] = '\0';
     struct cr_example e = {.question = text, .answer_index = -1};
     struct cr_error err;

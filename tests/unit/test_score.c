@@ -274,7 +274,7 @@ static void test_long_prompts_lose_their_beginning(void **state)
     (void)state;
     char text[6001];
     for (int i = 0; i < 6000; i++)
-        text[i] = i % 6 == 5 ? ' ' : (char)('a' + i * i % 26);
+        text[i] = i % 6 == 5 ? ' ' : "abcdefghijklmnopqrstuvwxyz"[i * i % 26];
     text[6000] = '\0';
     struct cr_example e = {.question = text, .answer_index = -1, .answer = "yes"};
     struct cr_error err;
