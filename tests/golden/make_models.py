@@ -22,7 +22,7 @@ from transformers import (LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCa
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parent / "data"
 F32, F16, Q8_0 = (gguf.GGMLQuantizationType[t] for t in ("F32", "F16", "Q8_0"))
-N_PROMPT, N_GREEDY, N_PROMPTS, N_TOP, N_SAMPLE = 32, 64, 3, 5, 16
+N_PROMPT, N_GREEDY, N_PROMPTS, N_TOP, N_SAMPLE, N_DISTINCT = 32, 64, 3, 5, 16, 8
 
 TEXT = """The quick brown fox jumps over the lazy dog. A model that is small can still be useful when it
 knows what it is for. int main(void) { return 0; } We hold 1, 2 and 3 of them; there are more to come."""
@@ -77,7 +77,10 @@ def write_qwen(arch, tied, head_dim, seed):
                         "+ '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
                         "{{ '<|im_start|>assistant\n' }}{% endif %}")
 
+    wide = 2.0 if tied else 1.0  # tied output prefers the token it has just seen: the layers must outweigh it
+
     def put(name, shape, kind, scale, mean=0.0):
+        scale *= wide if "ffn" in name and "norm" not in name else 1.0
         x = (rng.standard_normal(shape) * scale + mean).astype(np.float32)
         if kind == F32:
             w.add_tensor(name, x)
@@ -85,7 +88,7 @@ def write_qwen(arch, tied, head_dim, seed):
             w.add_tensor(name, quantize(x, kind), raw_dtype=kind)
 
     q_dim, kv_dim = n_heads * head_dim, n_kv * head_dim
-    put("token_embd.weight", (len(tokens), n_embd), Q8_0, 0.5)
+    put("token_embd.weight", (len(tokens), n_embd), F16 if tied else Q8_0, 0.5)
     put("output_norm.weight", n_embd, F32, 0.1, 1.0)
     if not tied:
         put("output.weight", (len(tokens), n_embd), F16, 1.0)
@@ -93,13 +96,13 @@ def write_qwen(arch, tied, head_dim, seed):
         b = f"blk.{i}."
         put(b + "attn_norm.weight", n_embd, F32, 0.1, 1.0)
         put(b + "ffn_norm.weight", n_embd, F32, 0.1, 1.0)
-        put(b + "attn_q.weight", (q_dim, n_embd), Q8_0, 0.2)
-        put(b + "attn_k.weight", (kv_dim, n_embd), Q8_0, 0.2)
+        put(b + "attn_q.weight", (q_dim, n_embd), F16, 0.12)
+        put(b + "attn_k.weight", (kv_dim, n_embd), F16, 0.12)
         put(b + "attn_v.weight", (kv_dim, n_embd), F32, 0.2)
-        put(b + "attn_output.weight", (n_embd, q_dim), Q8_0, 0.3)
-        put(b + "ffn_gate.weight", (n_ff, n_embd), Q8_0, 0.2)
-        put(b + "ffn_up.weight", (n_ff, n_embd), F16, 0.2)
-        put(b + "ffn_down.weight", (n_embd, n_ff), Q8_0, 0.3)
+        put(b + "attn_output.weight", (n_embd, q_dim), F16, 0.3)
+        put(b + "ffn_gate.weight", (n_ff, n_embd), F16, 0.15)
+        put(b + "ffn_up.weight", (n_ff, n_embd), F16, 0.15)
+        put(b + "ffn_down.weight", (n_embd, n_ff), F16, 0.15)
         if arch == "qwen2":
             put(b + "attn_q.bias", q_dim, F32, 0.5)
             put(b + "attn_k.bias", kv_dim, F32, 0.5)
@@ -223,23 +226,26 @@ def reference(path, as_f16=False):
 
 
 @torch.no_grad()
-def greedy(model, prompt):
-    """64 ids, and the smallest lead of a chosen id over the next best."""
-    ids, lead, cache, run = [], float("inf"), None, list(prompt)
+def greedy(model, prompts):
+    """For each prompt 64 ids, and the smallest lead of a chosen id over the next best."""
+    run, cache, ids, leads = torch.tensor(prompts), None, [], []
     for _ in range(N_GREEDY):
-        out = model(torch.tensor([run]), past_key_values=cache, use_cache=True)
-        best, cache = out.logits[0, -1].topk(2), out.past_key_values
-        lead = min(lead, float(best.values[0] - best.values[1]))
-        run = [int(best.indices[0])]
-        ids += run
-    return ids, lead
+        out = model(run, past_key_values=cache, use_cache=True)
+        best, cache = out.logits[:, -1].topk(2), out.past_key_values
+        leads.append(best.values[:, 0] - best.values[:, 1])
+        run = best.indices[:, :1]
+        ids.append(run)
+    return torch.cat(ids, 1).tolist(), torch.stack(leads).amin(0).tolist()
 
 
 @torch.no_grad()
 def write_golden(name, model, prompts):
     n_vocab = model.config.vocab_size
-    tried = [(p, *greedy(model, p)) for p in prompts]
-    tried = sorted(tried, key=lambda x: -x[2])[:N_PROMPTS]
+    tried = []
+    for i in range(0, len(prompts), 16):
+        part = prompts[i:i + 16]
+        tried += zip(part, *greedy(model, part))
+    tried = sorted((x for x in tried if len(set(x[1])) >= N_DISTINCT), key=lambda x: -x[2])[:N_PROMPTS]
     sample = [k * n_vocab // N_SAMPLE for k in range(N_SAMPLE)]
     with open(HERE / f"logits-{name}.txt", "w", encoding="ascii", newline="\n") as out:
         for prompt, text, lead in tried:
@@ -262,13 +268,40 @@ SENTENCES = [
     "<|im_start|>user\nWhat do plants need to grow, and why do they turn towards the light?<|im_end|>\n<|im_start|>assistant\nPlants need",
     "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of a wife. However little",
     "The city lies on the river, which is crossed by three bridges; the oldest was built of stone in the twelfth century and the",
+    "One, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen, fourteen, fifteen, sixteen, seventeen,",
+    "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37 38 39 40",
+    "The alphabet: A, B, C, D, E, F, G, H, I, J, K, L, M, N, O, P, Q, R, S, T, U, V, W,",
+    "January, February, March, April, May, June, July, August, September, October, November, December, January, February, March, April,",
+    "Monday Tuesday Wednesday Thursday Friday Saturday Sunday Monday Tuesday Wednesday Thursday Friday Saturday Sunday Monday Tuesday "
+    "Wednesday Thursday Friday",
+    "<|im_start|>user\nCount from one to twenty in words, with commas between them, please.<|im_end|>\n<|im_start|>assistant\nOne, two, three,",
+    "<|im_start|>user\nWhat is the capital of France? Answer in one short sentence.<|im_end|>\n<|im_start|>assistant\nThe capital of",
+    "Two times one is two. Two times two is four. Two times three is six. Two times four is eight. Two times five is ten.",
+    "for (int i = 0; i < n; i++) {\n    sum += a[i];\n}\nfor (int i = 0; i < n; i++) {\n    sum += b[i];\n}\n",
+    "import os\nimport sys\nimport json\n\n\ndef main():\n    if len(sys.argv) != 2:\n        print('usage: ' + sys.argv[0]",
+    "In the beginning God created the heaven and the earth. And the earth was without form, and void; and darkness was upon the face of",
+    "To be, or not to be, that is the question: Whether 'tis nobler in the mind to suffer the slings and arrows of outrageous fortune,",
     "Caf\u00e9s, na\u00efve r\u00e9sum\u00e9s and 12.5 % more: the Stra\u00dfe was empty, \u041f\u0440\u0438\u0432\u0435\u0442, and the sky above the town was the colour of",
+]
+
+
+REPEATED = [  # the continuation copies, so each choice leads clearly
+    "Row, row, row your boat, gently down the stream, merrily, merrily, merrily, life is but a dream. ",
+    "The cat sat on the mat, the dog lay by the door, and the bird sang in the tree. ",
+    "red, orange, yellow, green, blue, indigo, violet, black, white, grey, brown, pink, ",
+    "if (a[i] < b[j]) { c[k++] = a[i++]; } else { c[k++] = b[j++]; }\n",
+    "Mercury, Venus, Earth, Mars, Jupiter, Saturn, Uranus and Neptune go around the Sun. ",
+    "<p class=\"note\">Please read the manual before use.</p>\n",
+    "Paris is in France, Rome is in Italy, Madrid is in Spain, Berlin is in Germany. ",
+    "SELECT name, price FROM products WHERE price > 10 ORDER BY name;\n",
 ]
 
 
 def text_prompts(encode, bos):
     rows = [bos + encode(s) for s in SENTENCES]
-    rows += [bos + encode(s)[7:] for s in SENTENCES]
+    for skip in (3, 5, 7, 9):
+        rows += [bos + encode(s)[skip:] for s in SENTENCES]
+    rows += [bos + encode(s * 4) for s in REPEATED]
     return [r[:N_PROMPT] for r in rows if len(r) >= N_PROMPT]
 
 
@@ -299,7 +332,7 @@ def stories_prompts(path):
 
 def random_prompts(n_vocab, seed):
     rng = np.random.default_rng(seed)
-    return [[int(i) for i in rng.integers(0, n_vocab, N_PROMPT)] for _ in range(40)]
+    return [[int(i) for i in rng.integers(0, n_vocab, N_PROMPT)] for _ in range(1000)]
 
 
 def main():
