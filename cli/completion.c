@@ -141,7 +141,7 @@ static void zsh_option(struct cr_buf *out, const struct cr_option *o)
 {
     for (int form = o->letter ? 0 : 1; form < 2; form++) {
         cr_buf_puts(out, "        '");
-        if (o->flags & CR_OPT_MANY)
+        if (o->flags & CR_OF_MANY)
             cr_buf_puts(out, "*");
         if (form)
             cr_buf_printf(out, "--%s%s[", o->name, o->type == CR_ARG_FLAG ? "" : "=");

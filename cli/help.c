@@ -60,13 +60,13 @@ static void sentence(struct cr_buf *out, const struct cr_option *o)
 {
     char env[64];
     cr_buf_puts(out, o->help);
-    if (o->flags & CR_OPT_MANY)
+    if (o->flags & CR_OF_MANY)
         cr_buf_puts(out, "; repeatable");
-    if (o->flags & CR_OPT_MUST)
+    if (o->flags & CR_OF_MUST)
         cr_buf_puts(out, "; required");
     if (o->preset)
         cr_buf_printf(out, " (default %s)", o->preset);
-    if (o->flags & CR_OPT_ENV) {
+    if (o->flags & CR_OF_ENV) {
         cr_option_env_name(o, env, sizeof env);
         cr_buf_printf(out, " [%s]", env);
     }
@@ -115,7 +115,7 @@ static void usage(struct cr_buf *out, const struct cr_verb *v)
     cr_buf_printf(out, "crayon %s", v->name);
     for (size_t i = 0; i < cr_options_count; i++) {
         const struct cr_option *o = &cr_options[i];
-        if (!takes(v, o) || !(o->flags & CR_OPT_MUST))
+        if (!takes(v, o) || !(o->flags & CR_OF_MUST))
             continue;
         if (o->letter)
             cr_buf_printf(out, " -%c %s", o->letter, o->value);

@@ -13,15 +13,13 @@ static const char *from_environment(const char *name)
     return getenv(name);
 }
 
-/* A closed standard stream would be reopened by the next file; keep the three numbers taken. */
+/* A closed standard stream would be taken by the next file that is opened. Its number is kept by
+ * /dev/null, opened the wrong way round, so that using it is an error and not a silent loss. */
 static void keep_standard_streams(void)
 {
-    int fd;
-    do
-        fd = open("/dev/null", O_RDWR);
-    while (fd >= 0 && fd <= STDERR_FILENO);
-    if (fd > STDERR_FILENO)
-        close(fd);
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd ? O_RDONLY : O_WRONLY) != fd)
+            return;
 }
 
 static int show_help(const struct cr_args *a)

@@ -220,6 +220,11 @@ bool cr_interrupted(void)
     return interrupts > 0;
 }
 
+void cr_interrupt_clear(void)
+{
+    interrupts = 0;
+}
+
 /* ---- standard output ---- */
 
 void cr_out(const void *data, size_t n)

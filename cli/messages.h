@@ -45,6 +45,7 @@ double cr_now(void);
 /* Ctrl-C: the first sets the flag, the second ends the program with 130. */
 void cr_interrupt_catch(void);
 bool cr_interrupted(void);
+void cr_interrupt_clear(void); /* forgets the first one: a conversation goes on */
 
 /* Standard output. Failures are remembered and reported by cr_out_finish; a reader that went away
  * (EPIPE) is quiet. */

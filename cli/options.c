@@ -46,6 +46,25 @@ bool cr_parse_real(const char *s, double *out)
     return end != s && !*end && isfinite(*out);
 }
 
+bool cr_parse_bytes(const char *s, uint64_t *out)
+{
+    static const char units[] = "KMGT";
+    char digits[24];
+    size_t n = strlen(s);
+    const char *unit = n ? strchr(units, toupper((unsigned char)s[n - 1])) : NULL;
+    unsigned shift = unit ? 10 * (unsigned)(unit - units + 1) : 0;
+    n -= unit != NULL;
+    if (!n || n >= sizeof digits)
+        return false;
+    memcpy(digits, s, n);
+    digits[n] = '\0';
+    uint64_t v;
+    if (!cr_parse_seed(digits, &v) || v > UINT64_MAX >> shift)
+        return false;
+    *out = v << shift;
+    return true;
+}
+
 size_t cr_choice_at(const char *choices, size_t i, const char **item)
 {
     const char *p = choices;
@@ -200,6 +219,12 @@ static enum cr_status set_value(struct cr_args *a, const struct cr_option *o, co
                                 "invalid argument \"%s\" for %s; should be a number from %g to %g",
                                 text, where, o->min, o->max);
         break;
+    case CR_ARG_BYTES:
+        if (!cr_parse_bytes(text, &v->seed))
+            return cr_error_set(err, CR_INVALID,
+                                "invalid argument \"%s\" for %s; should be bytes, as in 512M or 4G",
+                                text, where);
+        break;
     case CR_ARG_CHOICE:
         for (size_t i = 0, n; (n = cr_choice_at(o->value, i, &item)) != 0; i++)
             if (strlen(text) == n && !memcmp(text, item, n))
@@ -216,7 +241,7 @@ static enum cr_status set_value(struct cr_args *a, const struct cr_option *o, co
     }
 good:
     if (o->type != CR_ARG_FLAG) {
-        size_t keep = (o->flags & CR_OPT_MANY) && v->origin == origin ? v->n : 0;
+        size_t keep = (o->flags & CR_OF_MANY) && v->origin == origin ? v->n : 0;
         const char **grown = cr_realloc((void *)v->text, keep + 1, sizeof *grown);
         if (!grown)
             return cr_error_set(err, CR_NO_MEMORY, "out of memory reading the command line");
@@ -445,7 +470,7 @@ static enum cr_status set_defaults(struct parser *p, const char *(*env)(const ch
             return st;
         char name[64];
         cr_option_env_name(o, name, sizeof name);
-        const char *text = env && (o->flags & CR_OPT_ENV) ? env(name) : NULL;
+        const char *text = env && (o->flags & CR_OF_ENV) ? env(name) : NULL;
         if (!text || !*text)
             continue;
         if (o->type == CR_ARG_FLAG) {
@@ -474,7 +499,7 @@ static enum cr_status check_operands(struct parser *p)
         return cr_error_set(p->err, CR_INVALID, "%s needs %s", v->name, v->operands);
     for (size_t i = 0; i < cr_options_count; i++) {
         const struct cr_option *o = &cr_options[i];
-        if ((o->verbs & CR_V(v->id)) && (o->flags & CR_OPT_MUST) && !p->a->v[o->id].set)
+        if ((o->verbs & CR_V(v->id)) && (o->flags & CR_OF_MUST) && !p->a->v[o->id].set)
             return cr_error_set(p->err, CR_INVALID, "%s needs the option %s%c%s--%s %s", v->name,
                                 o->letter ? "-" : "", o->letter ? o->letter : ' ',
                                 o->letter ? "/" : "", o->name, o->value);
@@ -512,6 +537,8 @@ enum cr_status cr_args_parse(struct cr_args *a, int argc, const char *const *arg
                              const char *(*env)(const char *name), struct cr_error *err)
 {
     memset(a, 0, sizeof *a);
+    a->argc = argc;
+    a->argv = argv;
     struct parser p = {.a = a, .argc = argc, .at = 1, .argv = argv, .err = err};
     int skip[2];
     enum cr_status st = find_verb(&p, skip);
@@ -571,6 +598,11 @@ int cr_arg_int(const struct cr_args *a, enum cr_opt id)
 }
 
 uint64_t cr_arg_seed(const struct cr_args *a, enum cr_opt id)
+{
+    return value_of(a, id)->seed;
+}
+
+uint64_t cr_arg_bytes(const struct cr_args *a, enum cr_opt id)
 {
     return value_of(a, id)->seed;
 }

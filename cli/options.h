@@ -18,22 +18,134 @@
 
 #include "base/bytes.h"
 
-enum cr_verb_id { CR_VERB_VERSION, CR_VERB_COMPLETION, CR_VERB_MAN, CR_VERB_COUNT };
+enum cr_verb_id {
+    CR_VERB_RUN,
+    CR_VERB_TOKENIZE,
+    CR_VERB_SCORE,
+    CR_VERB_LOGITS,
+    CR_VERB_INFO,
+    CR_VERB_ADAPTER_CHECK,
+    CR_VERB_ADAPTER_INFO,
+    CR_VERB_ADAPTER_CONVERT,
+    CR_VERB_ADAPTER_MERGE,
+    CR_VERB_POOL_TRAIN,
+    CR_VERB_POOL_INFO,
+    CR_VERB_POOL_EXPORT,
+    CR_VERB_BLEND,
+    CR_VERB_EVAL,
+    CR_VERB_DOCTOR,
+    CR_VERB_VERSION,
+    CR_VERB_COMPLETION,
+    CR_VERB_MAN,
+    CR_VERB_COUNT
+};
 
-enum cr_opt { CR_OPT_HELP, CR_OPT_QUIET, CR_OPT_VERBOSE, CR_OPT_JSON, CR_OPT_FORMAT, CR_OPT_COUNT };
+enum cr_opt {
+    /* input */
+    CR_OPT_PROMPT,
+    CR_OPT_SYSTEM,
+    CR_OPT_RAW,
+    CR_OPT_CHAT,
+    CR_OPT_SPECIAL,
+    CR_OPT_BOS,
+    CR_OPT_LINES,
+    CR_OPT_JSONL,
+    CR_OPT_TOKENS,
+    CR_OPT_EXAMPLES,
+    CR_OPT_TASKS,
+    CR_OPT_BASE,
+    CR_OPT_TASK,
+    /* model */
+    CR_OPT_MODEL,
+    CR_OPT_ADAPTER,
+    CR_OPT_PALETTE,
+    CR_OPT_POOL,
+    CR_OPT_THREADS,
+    CR_OPT_CPU,
+    CR_OPT_CTX,
+    CR_OPT_TEMPLATE,
+    /* sampling */
+    CR_OPT_MAX_TOKENS,
+    CR_OPT_TEMP,
+    CR_OPT_TOP_K,
+    CR_OPT_TOP_P,
+    CR_OPT_MIN_P,
+    CR_OPT_REPEAT_PENALTY,
+    CR_OPT_REPEAT_LAST_N,
+    CR_OPT_SEED,
+    CR_OPT_STOP,
+    CR_OPT_IGNORE_END,
+    /* blend and evaluation */
+    CR_OPT_LEVEL,
+    CR_OPT_SOLVER,
+    CR_OPT_VIEW,
+    CR_OPT_TAU,
+    CR_OPT_EVALS,
+    CR_OPT_HELD_OUT,
+    CR_OPT_SHOTS,
+    CR_OPT_LIMIT,
+    CR_OPT_SOLVERS,
+    CR_OPT_SINGLES,
+    CR_OPT_ROW,
+    CR_OPT_GROUPS,
+    CR_OPT_AGAINST,
+    CR_OPT_F1,
+    /* training */
+    CR_OPT_KIND,
+    CR_OPT_FORM,
+    CR_OPT_HARD,
+    CR_OPT_N,
+    CR_OPT_RANK,
+    CR_OPT_ALPHA,
+    CR_OPT_TARGETS,
+    CR_OPT_ROWS,
+    CR_OPT_MAX_LENGTH,
+    CR_OPT_STEPS,
+    CR_OPT_EPOCHS,
+    CR_OPT_STEP_TOKENS,
+    CR_OPT_BATCH_TOKENS,
+    CR_OPT_LR,
+    CR_OPT_LR_WEIGHTS,
+    CR_OPT_BETA1,
+    CR_OPT_BETA2,
+    CR_OPT_WEIGHT_DECAY,
+    CR_OPT_WARM_UP,
+    CR_OPT_LR_END,
+    CR_OPT_CLIP,
+    CR_OPT_CHECKPOINT,
+    CR_OPT_CHECKPOINT_SECONDS,
+    CR_OPT_CHECKPOINT_STEPS,
+    CR_OPT_RESUME,
+    CR_OPT_MEMORY,
+    CR_OPT_PLAN,
+    /* output */
+    CR_OPT_OUTPUT,
+    CR_OPT_NAME,
+    CR_OPT_TYPE,
+    CR_OPT_SVG,
+    CR_OPT_LIST_TENSORS,
+    CR_OPT_FORMAT,
+    CR_OPT_JSON,
+    /* general */
+    CR_OPT_QUIET,
+    CR_OPT_VERBOSE,
+    CR_OPT_HELP,
+    CR_OPT_COUNT
+};
 
-enum cr_opt_group { /* headings of the help, in this order */
-                    CR_GROUP_INPUT,
-                    CR_GROUP_MODEL,
-                    CR_GROUP_SAMPLING,
-                    CR_GROUP_BLEND,
-                    CR_GROUP_TRAINING,
-                    CR_GROUP_EVALUATION,
-                    CR_GROUP_ROUTING,
-                    CR_GROUP_SERVER,
-                    CR_GROUP_OUTPUT,
-                    CR_GROUP_GENERAL,
-                    CR_GROUP_COUNT
+/* Headings of the help, in this order. */
+enum cr_opt_group {
+    CR_GROUP_INPUT,
+    CR_GROUP_MODEL,
+    CR_GROUP_SAMPLING,
+    CR_GROUP_BLEND,
+    CR_GROUP_TRAINING,
+    CR_GROUP_EVALUATION,
+    CR_GROUP_ROUTING,
+    CR_GROUP_SERVER,
+    CR_GROUP_OUTPUT,
+    CR_GROUP_GENERAL,
+    CR_GROUP_COUNT
 };
 
 enum cr_arg_type {
@@ -41,17 +153,18 @@ enum cr_arg_type {
     CR_ARG_INT,    /* integer in [min, max] */
     CR_ARG_SEED,   /* integer in [0, 2^64) */
     CR_ARG_REAL,   /* number in [min, max] */
+    CR_ARG_BYTES,  /* integer with K, M, G or T (powers of 1024) behind it or nothing */
     CR_ARG_TEXT,   /* any text */
     CR_ARG_FILE,   /* a file name, or other text that completes like one */
     CR_ARG_DIR,    /* a folder name */
     CR_ARG_CHOICE, /* one of `value`, written "a|b|c" */
 };
 
-enum {                       /* cr_option.flags */
-       CR_OPT_MANY = 1,      /* may be given several times; all values are kept */
-       CR_OPT_ENV = 2,       /* also read from CRAYON_NAME (upper case, - becomes _) */
-       CR_OPT_MUST = 4,      /* the verb cannot work without it */
-       CR_OPT_ANY_VALUE = 8, /* the value may look like an option */
+/* cr_option.flags */
+enum {
+    CR_OF_MANY = 1, /* may be given several times; all values are kept */
+    CR_OF_ENV = 2,  /* also read from CRAYON_NAME (upper case, - becomes _) */
+    CR_OF_MUST = 4, /* the verb cannot work without it */
 };
 
 struct cr_option {
@@ -118,6 +231,8 @@ struct cr_args {
     struct cr_value v[CR_OPT_COUNT];
     const char **rest; /* operands, borrowed from argv */
     size_t n_rest;
+    int argc; /* the whole line, as it was given */
+    const char *const *argv;
 };
 
 /* Parses argv[1..argc). env (may be NULL: none) looks a variable up. On misuse CR_INVALID with a
@@ -131,6 +246,7 @@ void cr_args_deinit(struct cr_args *a);
 bool cr_arg_flag(const struct cr_args *a, enum cr_opt id);
 int cr_arg_int(const struct cr_args *a, enum cr_opt id);
 uint64_t cr_arg_seed(const struct cr_args *a, enum cr_opt id);
+uint64_t cr_arg_bytes(const struct cr_args *a, enum cr_opt id);
 double cr_arg_real(const struct cr_args *a, enum cr_opt id);
 const char *cr_arg_text(const struct cr_args *a, enum cr_opt id);
 const char *const *cr_arg_texts(const struct cr_args *a, enum cr_opt id, size_t *n);
@@ -141,6 +257,7 @@ bool cr_arg_given(const struct cr_args *a, enum cr_opt id);
 bool cr_parse_int(const char *s, long long *out);
 bool cr_parse_seed(const char *s, uint64_t *out);
 bool cr_parse_real(const char *s, double *out);
+bool cr_parse_bytes(const char *s, uint64_t *out);
 /* The word among `n` closest to `s` in edits (insert, delete, replace, swap), if close enough to
  * be a typing mistake; else NULL. */
 const char *cr_suggest(const char *s, const char *const *words, size_t n);

@@ -1,0 +1,448 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * `crayon blend`: the user's examples in, a palette out. The levels run one after the other, each
+ * named and timed, so that Ctrl-C keeps the best so far: instant (q_x, no model run), measured
+ * (middle view), refined (labels, gradient-free). Part of the user's lines is held out to measure
+ * before and after; a blend that does not help is said so and the palette keeps the base model.
+ */
+#include "adapt/blend.h"
+
+#include "adapt/palette.h"
+#include "base/mem.h"
+#include "base/rng.h"
+#include "common.h"
+#include "info.h"
+#include "measure.h"
+#include "messages.h"
+#include "verbs.h"
+
+#include <limits.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+enum {
+    MIN_LABELLED = 4, /* fewer answers are not split: there would be nothing to measure with */
+    MAX_HELD_OUT = 200,
+};
+
+struct blend {
+    const struct cr_args *a;
+    struct cr_setup setup;
+    cr_pool *pool;
+    char *pool_path;
+    struct cr_examples file;
+    struct cr_example *used, *held; /* [n_used], [n_held]: of file, in seeded order */
+    size_t n_used, n_held, n_labelled;
+    enum cr_level level;         /* reached */
+    struct cr_blend_options opt; /* of the level reached */
+    struct cr_blend_result result;
+    cr_delta *delta;
+    double apply_ms;
+    struct cr_measure before, after;
+    bool measured, helps;
+    struct cr_progress line;
+    struct cr_error err;
+};
+
+/* ---- lines ---- */
+
+static bool is_labelled(const struct cr_example *e)
+{
+    return e->answer != NULL;
+}
+
+/* A share of the lines with answers is held out, at least two; the rest are the examples. */
+static enum cr_status split(struct blend *b)
+{
+    size_t n = b->file.n, want = 0, most = (size_t)cr_arg_int(b->a, CR_OPT_SHOTS);
+    uint32_t *order = cr_alloc(n, sizeof *order);
+    b->used = cr_alloc(n, sizeof *b->used);
+    b->held = cr_alloc(n, sizeof *b->held);
+    if (!order || !b->used || !b->held) {
+        cr_free(order);
+        return cr_error_set(&b->err, CR_NO_MEMORY, "out of memory");
+    }
+    for (size_t i = 0; i < n; i++) {
+        order[i] = (uint32_t)i;
+        b->n_labelled += is_labelled(&b->file.v[i]);
+    }
+    struct cr_rng rng;
+    cr_rng_init(&rng, cr_arg_seed(b->a, CR_OPT_SEED));
+    cr_rng_shuffle(&rng, order, n);
+    double share = cr_arg_real(b->a, CR_OPT_HELD_OUT);
+    if (share > 0 && b->n_labelled >= MIN_LABELLED) {
+        want = (size_t)(share * (double)b->n_labelled + 0.5);
+        want = want < 2 ? 2 : want > MAX_HELD_OUT ? MAX_HELD_OUT : want;
+    }
+    for (size_t i = 0; i < n; i++) {
+        const struct cr_example *e = &b->file.v[order[i]];
+        if (b->n_held < want && is_labelled(e))
+            b->held[b->n_held++] = *e;
+        else if (b->n_used < most)
+            b->used[b->n_used++] = *e;
+    }
+    cr_free(order);
+    size_t left = n - b->n_used - b->n_held;
+    cr_note("%zu lines, %zu with answers: %zu are examples, %zu are held out%s", n, b->n_labelled,
+            b->n_used, b->n_held, left ? ", the rest is not needed" : "");
+    return CR_OK;
+}
+
+/* ---- levels ---- */
+
+static bool on_progress(void *ud, const char *what, int done, int total)
+{
+    struct blend *b = ud;
+    char detail[48];
+    snprintf(detail, sizeof detail, "%s %d/%d", what, done, total);
+    cr_progress_show(&b->line, done, total, detail);
+    return !cr_interrupted();
+}
+
+static size_t labelled_among(const struct cr_example *e, size_t n)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < n; i++)
+        count += is_labelled(&e[i]);
+    return count;
+}
+
+/* The last level to run: as asked for, else what the examples and the pool allow. */
+static enum cr_level last_level(const struct blend *b)
+{
+    const char *given = cr_arg_text(b->a, CR_OPT_LEVEL), *solver = cr_arg_text(b->a, CR_OPT_SOLVER);
+    if (given)
+        return (enum cr_level)cr_level_by_name(given);
+    if (solver && cr_solver_by_name(solver) < CR_SOLVE_PICK)
+        return b->pool->index.mid_proto ? CR_LEVEL_MEASURED : CR_LEVEL_INSTANT;
+    if (solver || labelled_among(b->used, b->n_used) >= MIN_LABELLED)
+        return CR_LEVEL_REFINED;
+    return b->pool->index.mid_proto ? CR_LEVEL_MEASURED : CR_LEVEL_INSTANT;
+}
+
+static void options_of(const struct blend *b, enum cr_level level, bool last,
+                       struct cr_blend_options *o)
+{
+    const char *solver = cr_arg_text(b->a, CR_OPT_SOLVER), *view = cr_arg_text(b->a, CR_OPT_VIEW);
+    *o = (struct cr_blend_options){
+        .temperature = (float)cr_arg_real(b->a, CR_OPT_TAU),
+        .max_evals = cr_arg_int(b->a, CR_OPT_EVALS),
+        .seed = cr_arg_seed(b->a, CR_OPT_SEED),
+        .progress = on_progress,
+        .ud = (void *)b,
+    };
+    cr_level_options(level, b->pool, o);
+    if (last && solver)
+        o->solver = (enum cr_solver)cr_solver_by_name(solver);
+    if (last && view)
+        o->view = (enum cr_view)cr_view_by_name(view);
+}
+
+/* Runs one level; keeps its result if it came to one. */
+static enum cr_status run_level(struct blend *b, enum cr_level level, bool last)
+{
+    struct cr_blend_options o;
+    struct cr_blend_result r;
+    options_of(b, level, last, &o);
+    cr_progress_begin(&b->line, cr_level_name(level));
+    double start = cr_now();
+    enum cr_status st =
+        cr_blend_examples(b->setup.model, b->pool, &o, b->used, b->n_used, &r, &b->err);
+    cr_progress_end(&b->line);
+    if (st == CR_CANCELLED && b->result.weights)
+        return CR_OK; /* the level before stands */
+    if (st)
+        return st;
+    cr_note("%s: %s by %s in %.2f ms (embed %.2f, solve %.2f)%s", cr_level_name(level),
+            cr_solver_name(o.solver), cr_view_name(o.view), 1e3 * (cr_now() - start), r.embed_ms,
+            r.solve_ms, r.stopped ? ", stopped: the best so far" : "");
+    cr_blend_result_deinit(&b->result);
+    b->result = r;
+    b->opt = o;
+    b->level = level;
+    return CR_OK;
+}
+
+static enum cr_status solve(struct blend *b)
+{
+    enum cr_level last = last_level(b);
+    enum cr_status st = CR_OK;
+    /* A solver that was asked for by name is run alone; else the levels build up to the last. */
+    bool alone = cr_arg_text(b->a, CR_OPT_SOLVER) || cr_arg_text(b->a, CR_OPT_VIEW);
+    for (int l = alone ? (int)last : 0; !st && l <= (int)last; l++) {
+        bool same = l == CR_LEVEL_MEASURED && !b->pool->index.mid_proto && l != (int)last;
+        if (same || (l && cr_interrupted() && b->result.weights))
+            continue;
+        st = run_level(b, (enum cr_level)l, l == (int)last);
+    }
+    if (st)
+        return st;
+    double start = cr_now();
+    st = cr_pool_blend(&b->delta, b->pool, b->result.weights, &b->err);
+    b->apply_ms = 1e3 * (cr_now() - start);
+    return st;
+}
+
+/* ---- before and after ---- */
+
+static bool on_score(void *ud, size_t done, size_t total)
+{
+    struct blend *b = ud;
+    cr_progress_show(&b->line, (double)done, (double)total, "");
+    return !cr_interrupted();
+}
+
+static bool stop_now(void *ud)
+{
+    (void)ud;
+    return cr_interrupted();
+}
+
+static enum cr_status measure_one(struct blend *b, cr_scorer *scorer, const cr_delta *delta,
+                                  const char *what, struct cr_measure *m)
+{
+    const struct cr_example_score *scores;
+    cr_progress_begin(&b->line, what);
+    enum cr_status st = cr_scorer_run(scorer, delta, &scores, on_score, b, &b->err);
+    cr_progress_end(&b->line);
+    if (st)
+        return st;
+    cr_measure_scores(scores, b->n_held, m, NULL);
+    if (!m->n_short)
+        return CR_OK;
+    cr_session *s;
+    st = cr_setup_session(&b->setup, b->a, 0, &s, &b->err);
+    if (st)
+        return st;
+    cr_session_set_delta(s, delta);
+    st = cr_measure_f1(s, b->held, b->n_held, &m->f1, stop_now, NULL, &b->err);
+    cr_session_free(s);
+    return st;
+}
+
+/* The blend helps when more lines are right; among equals the higher F1, then the lower loss. */
+static bool is_better(const struct cr_measure *after, const struct cr_measure *before)
+{
+    if (after->accuracy != before->accuracy)
+        return after->accuracy > before->accuracy;
+    if (after->n_short && after->f1 != before->f1)
+        return after->f1 > before->f1;
+    return after->loss < before->loss;
+}
+
+static enum cr_status measure(struct blend *b)
+{
+    cr_scorer *scorer;
+    b->helps = true; /* not shown otherwise */
+    if (!b->n_held)
+        return CR_OK;
+    enum cr_status st = cr_scorer_new(&scorer, b->setup.model, b->held, b->n_held, &b->err);
+    if (st)
+        return st;
+    if (cr_scorer_n_cut(scorer))
+        cr_warn("%zu held-out prompts are longer than the context and lost their beginning",
+                cr_scorer_n_cut(scorer));
+    st = measure_one(b, scorer, NULL, "before", &b->before);
+    if (!st)
+        st = measure_one(b, scorer, b->delta, "after", &b->after);
+    cr_scorer_free(scorer);
+    if (st == CR_CANCELLED) {
+        cr_note("stopped before the held-out lines were measured");
+        return CR_OK;
+    }
+    b->measured = !st;
+    if (!st)
+        b->helps = is_better(&b->after, &b->before);
+    return st;
+}
+
+/* ---- the palette ---- */
+
+/* The pool's path as the palette keeps it: relative where it lies below the palette's folder, so
+ * that both can be moved together; else absolute. Free with cr_free. */
+static char *pool_path_for(const char *pool, const char *palette)
+{
+    char full[PATH_MAX], dir[PATH_MAX];
+    if (!realpath(pool, full))
+        return cr_strdup(pool);
+    const char *slash = strrchr(palette, '/');
+    char *parent = slash ? cr_strndup(palette, (size_t)(slash - palette) + 1) : cr_strdup(".");
+    size_t n = parent && realpath(parent, dir) ? strlen(dir) : 0;
+    cr_free(parent);
+    if (n > 1 && !strncmp(full, dir, n) && full[n] == '/')
+        return cr_strdup(full + n + 1);
+    return cr_strdup(full);
+}
+
+static void utc_now(char out[32])
+{
+    time_t now = time(NULL);
+    struct tm tm;
+    if (!gmtime_r(&now, &tm) || !strftime(out, 32, "%Y-%m-%dT%H:%M:%SZ", &tm))
+        snprintf(out, 32, "1970-01-01T00:00:00Z");
+}
+
+static enum cr_status write_palette(struct blend *b, const char *path)
+{
+    const struct cr_blend_result *r = &b->result;
+    const char *name = cr_arg_text(b->a, CR_OPT_NAME);
+    char created[32], *pool_path = pool_path_for(b->pool_path, path);
+    if (!pool_path)
+        return cr_error_set(&b->err, CR_NO_MEMORY, "out of memory");
+    utc_now(created);
+    bool choices = b->before.n_choices >= b->before.n_short;
+    struct cr_palette p = {
+        .name = (char *)(name ? name : ""),
+        .base_hash = (char *)cr_model_hash(b->setup.model),
+        .base_name = (char *)cr_model_info(b->setup.model)->name,
+        .pool_hash = b->pool->hash,
+        .pool_path = pool_path,
+        .n = b->helps ? r->n : 0,
+        .weights = b->helps ? r->weights : NULL,
+        .solver = b->opt.solver,
+        .level = b->level,
+        .view = b->opt.view,
+        .dim = r->q_c ? cr_view_dim(b->setup.model, b->opt.view) : 0,
+        .q_c = r->q_c,
+        .scope_mean = r->scope_mean,
+        .scope_std = r->scope_std,
+        .near_mean = r->near_mean,
+        .near_std = r->near_std,
+        .n_examples = (int)b->n_used,
+        .n_held_out = (int)b->n_held,
+        .before = b->measured ? (float)b->before.accuracy : NAN,
+        .after = b->measured ? (float)b->after.accuracy : NAN,
+        .loss_before = b->measured ? (float)b->before.loss : NAN,
+        .loss_after = b->measured ? (float)b->after.loss : NAN,
+        .metric = !b->measured ? (char *)""
+                  : choices    ? (char *)"accuracy"
+                               : (char *)"exact",
+        .created = created,
+    };
+    enum cr_status st = cr_palette_write(&p, path, &b->err);
+    cr_free(pool_path);
+    return st;
+}
+
+/* ---- the report ---- */
+
+static void measure_facts(struct cr_facts *f, const char *key, const struct cr_measure *m)
+{
+    if (f->json) {
+        cr_json_open(&f->j, key, '{');
+        cr_json_real(&f->j, m->n_choices >= m->n_short ? "accuracy" : "exact", m->accuracy);
+        if (m->n_short)
+            cr_json_real(&f->j, "f1", m->f1);
+        cr_json_real(&f->j, "loss", m->loss);
+        cr_json_uint(&f->j, "lines", m->n);
+        cr_json_close(&f->j);
+        return;
+    }
+    char text[160], f1[32] = "";
+    if (m->n_short)
+        snprintf(f1, sizeof f1, ", F1 %.3f", m->f1);
+    snprintf(text, sizeof text, "%s %.1f %%%s, loss %.4f on %zu held-out lines",
+             m->n_choices >= m->n_short ? "accuracy" : "exact", 100 * m->accuracy, f1, m->loss,
+             m->n);
+    cr_fact_str(f, key, text);
+}
+
+static int report(struct blend *b, const char *path)
+{
+    const struct cr_blend_result *r = &b->result;
+    struct cr_facts f;
+    struct stat sb;
+    cr_facts_begin(&f, cr_arg_flag(b->a, CR_OPT_JSON));
+    cr_fact_str(&f, "level", cr_level_name(b->level));
+    cr_fact_str(&f, "solver", cr_solver_name(b->opt.solver));
+    cr_fact_str(&f, "view", cr_view_name(b->opt.view));
+    if (b->opt.solver >= CR_SOLVE_PICK) {
+        cr_fact_str(&f, "start", cr_solver_name(r->start));
+        cr_fact_real(&f, "loss_at_start", (double)r->loss_start);
+        cr_fact_real(&f, "loss_at_end", (double)r->loss_end);
+        cr_fact_int(&f, "evaluations", r->n_evals);
+        cr_fact_int(&f, "accepted", r->n_accepted);
+    }
+    if (r->nearest >= 0) {
+        cr_fact_str(&f, "nearest", b->pool->index.names[r->nearest]);
+        cr_fact_real(&f, "similarity", (double)r->nearest_similarity);
+    }
+    cr_fact_int(&f, "examples", (long long)b->n_used);
+    cr_fact_real(&f, "embed_ms", r->embed_ms);
+    cr_fact_real(&f, "solve_ms", r->solve_ms);
+    cr_fact_real(&f, "apply_ms", b->apply_ms);
+    if (f.json)
+        cr_json_floats(&f.j, "weights", r->weights, (size_t)r->n);
+    cr_facts_line(&f, "weights");
+    if (!f.json)
+        cr_bars(&f, r->weights, r->n);
+    if (b->measured) {
+        measure_facts(&f, "before", &b->before);
+        measure_facts(&f, "after", &b->after);
+        if (f.json)
+            cr_json_bool(&f.j, "helps", b->helps);
+        cr_fact_str(&f, "verdict",
+                    b->helps ? "the blend helps"
+                             : "the blend does not help: the palette keeps the base model");
+    } else {
+        cr_fact_str(&f, "verdict", "not measured: too few lines with answers");
+    }
+    cr_fact_str(&f, "palette", path);
+    cr_fact_int(&f, "palette_bytes", stat(path, &sb) ? 0 : (long long)sb.st_size);
+    return cr_facts_print(&f);
+}
+
+static enum cr_status open_pool(struct blend *b)
+{
+    const char *given = cr_arg_text(b->a, CR_OPT_POOL);
+    b->pool_path = given ? cr_strdup(given) : cr_pool_beside(b->setup.model_path);
+    if (!b->pool_path)
+        return cr_error_set(&b->err, CR_NOT_FOUND, "no pool lies beside %s; name one with --pool",
+                            b->setup.model_path);
+    if (!given)
+        cr_note("using the pool %s", b->pool_path);
+    return cr_pool_open(&b->pool, b->setup.model, b->pool_path, &b->err);
+}
+
+static enum cr_status run(struct blend *b)
+{
+    enum cr_status st = cr_setup_open(&b->setup, b->a, 0, &b->err);
+    if (!st)
+        st = open_pool(b);
+    if (!st)
+        st = cr_examples_read(&b->file, cr_arg_text(b->a, CR_OPT_EXAMPLES), &b->err);
+    if (!st && !b->file.n)
+        st = cr_error_set(&b->err, CR_FORMAT, "%s: holds no examples",
+                          cr_arg_text(b->a, CR_OPT_EXAMPLES));
+    if (!st)
+        st = split(b);
+    if (!st)
+        st = solve(b);
+    if (!st)
+        st = measure(b);
+    return st;
+}
+
+int cr_cli_blend(const struct cr_args *a)
+{
+    struct blend b = {.a = a};
+    const char *path = cr_arg_text(a, CR_OPT_OUTPUT);
+    cr_interrupt_catch();
+    enum cr_status st = run(&b);
+    if (!st)
+        st = write_palette(&b, path);
+    int code = st ? cr_fail(&b.err) : report(&b, path);
+    cr_delta_free(b.delta);
+    cr_blend_result_deinit(&b.result);
+    cr_free(b.used);
+    cr_free(b.held);
+    cr_examples_deinit(&b.file);
+    cr_pool_close(b.pool);
+    cr_free(b.pool_path);
+    cr_setup_close(&b.setup);
+    return code;
+}
