@@ -13,7 +13,8 @@
  *   near                   max over the pool's index of q~_x . proto_t
  *   scope_z, near_z        (mean - value) / std with the leave-one-out mean and std of the user's
  *                          examples: how many deviations the question lies outside
- *   demand_scope           scope_z (near_z where the palette has no task embedding)
+ *   demand_scope           scope_z + (near - its mean) / (2 std of scope): far from the task, and
+ *                          nearer than usual to something else
  */
 #ifndef CR_SIGNALS_H
 #define CR_SIGNALS_H
