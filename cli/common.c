@@ -198,12 +198,13 @@ static enum cr_status open_palette(struct cr_setup *s, const struct cr_args *a, 
     return st ? cr_error_prefix(err, st, "%s", path) : CR_OK;
 }
 
-static enum cr_status open_delta(struct cr_setup *s, const struct cr_args *a, struct cr_error *err)
+static enum cr_status open_delta(struct cr_setup *s, const struct cr_args *a, unsigned flags,
+                                 struct cr_error *err)
 {
     cr_delta *blend = NULL;
     cr_adapter *as_adapter = NULL;
     enum cr_status st = open_adapters(s, a, err);
-    if (!st)
+    if (!st && (flags & CR_SETUP_DELTA))
         st = open_palette(s, a, &blend, err);
     if (st || !s->n_adapters) {
         s->delta = blend;
@@ -231,8 +232,8 @@ enum cr_status cr_setup_open(struct cr_setup *s, const struct cr_args *a, unsign
     memset(s, 0, sizeof *s);
     double start = cr_now();
     enum cr_status st = open_model(s, a, flags, err);
-    if (!st && (flags & CR_SETUP_DELTA))
-        st = open_delta(s, a, err);
+    if (!st && (flags & (CR_SETUP_DELTA | CR_SETUP_ADAPTERS)))
+        st = open_delta(s, a, flags, err);
     s->load_ms = 1e3 * (cr_now() - start);
     return st;
 }

@@ -22,9 +22,10 @@ struct cr_setup {
 };
 
 enum {
-    CR_SETUP_VOCAB = 1,  /* the tokenizer only */
-    CR_SETUP_DELTA = 2,  /* read --adapter and --palette, which the verb takes */
-    CR_SETUP_SILENT = 4, /* do not say which model is used when -m is absent */
+    CR_SETUP_VOCAB = 1,    /* the tokenizer only */
+    CR_SETUP_ADAPTERS = 8, /* read --adapter only */
+    CR_SETUP_DELTA = 2,    /* read --adapter and --palette, which the verb takes */
+    CR_SETUP_SILENT = 4,   /* do not say which model is used when -m is absent */
 };
 
 /* Opens what the options name. Close with cr_setup_close in both cases. */

@@ -33,6 +33,7 @@ enum cr_verb_id {
     CR_VERB_POOL_EXPORT,
     CR_VERB_BLEND,
     CR_VERB_EVAL,
+    CR_VERB_SERVE,
     CR_VERB_DOCTOR,
     CR_VERB_VERSION,
     CR_VERB_COMPLETION,
@@ -118,6 +119,12 @@ enum cr_opt {
     CR_OPT_RESUME,
     CR_OPT_MEMORY,
     CR_OPT_PLAN,
+    /* server */
+    CR_OPT_HOST,
+    CR_OPT_PORT,
+    CR_OPT_ALIAS,
+    CR_OPT_SERVER_KEY_FILE,
+    CR_OPT_QUEUE,
     /* output */
     CR_OPT_OUTPUT,
     CR_OPT_NAME,

@@ -43,11 +43,12 @@ const size_t cr_exit_codes_count = sizeof cr_exit_codes / sizeof *cr_exit_codes;
 #define POOL_EXPORT CR_V(CR_VERB_POOL_EXPORT)
 #define BLEND CR_V(CR_VERB_BLEND)
 #define EVAL CR_V(CR_VERB_EVAL)
+#define SERVE CR_V(CR_VERB_SERVE)
 #define DOCTOR CR_V(CR_VERB_DOCTOR)
 #define WITH_DELTA (RUN | SCORE | LOGITS | MERGE) /* takes adapters and palettes */
 #define COMPUTES                                                                                   \
     (RUN | SCORE | LOGITS | ADAPTER_CHECK | CONVERT | MERGE | POOL_TRAIN | POOL_EXPORT | BLEND |   \
-     EVAL)
+     EVAL | SERVE)
 #define WITH_MODEL (COMPUTES | TOKENIZE)
 #define WITH_JSON                                                                                  \
     (RUN | TOKENIZE | INFO | ADAPTER_CHECK | ADAPTER_INFO | POOL_TRAIN | POOL_INFO | BLEND |       \
@@ -264,13 +265,21 @@ const struct cr_option cr_options[] = {
      .value = "POOL",
      .help = "the pool; blend takes the one beside the model without it"},
     {.id = CR_OPT_ADAPTER,
-     .verbs = WITH_DELTA,
+     .verbs = WITH_DELTA | SERVE,
      .group = CR_GROUP_MODEL,
      .name = "adapter",
      .type = CR_ARG_FILE,
      .flags = CR_OF_MANY,
      .value = "FILE[:SCALE]",
      .help = "LoRA (GGUF file or PEFT folder), times SCALE"},
+    {.id = CR_OPT_PALETTE,
+     .verbs = SERVE,
+     .group = CR_GROUP_MODEL,
+     .name = "palette",
+     .type = CR_ARG_FILE,
+     .flags = CR_OF_MANY,
+     .value = "FILE",
+     .help = "blend to serve as MODEL:NAME, NAME being the file's name; repeatable"},
     {.id = CR_OPT_PALETTE,
      .verbs = WITH_DELTA,
      .group = CR_GROUP_MODEL,
@@ -288,7 +297,7 @@ const struct cr_option cr_options[] = {
      .value = "POOL",
      .help = "the palette's pool, where it is no longer at the place that the palette names"},
     {.id = CR_OPT_CTX,
-     .verbs = RUN | SCORE | LOGITS | BLEND,
+     .verbs = RUN | SCORE | LOGITS | SERVE | BLEND,
      .group = CR_GROUP_MODEL,
      .name = "ctx",
      .type = CR_ARG_INT,
@@ -741,6 +750,52 @@ const struct cr_option cr_options[] = {
      .group = CR_GROUP_TRAINING,
      .name = "plan",
      .help = "print the plan and its memory and stop"},
+    /* ---- server ---- */
+    {.id = CR_OPT_HOST,
+     .verbs = SERVE,
+     .group = CR_GROUP_SERVER,
+     .name = "host",
+     .type = CR_ARG_TEXT,
+     .flags = CR_OF_ENV,
+     .value = "ADDRESS",
+     .preset = "127.0.0.1",
+     .help = "address to listen on; beyond loopback only with --key-file"},
+    {.id = CR_OPT_PORT,
+     .verbs = SERVE,
+     .group = CR_GROUP_SERVER,
+     .name = "port",
+     .type = CR_ARG_INT,
+     .flags = CR_OF_ENV,
+     .value = "P",
+     .preset = "8080",
+     .min = 0,
+     .max = 65535,
+     .help = "port to listen on; 0: any free one, printed"},
+    {.id = CR_OPT_ALIAS,
+     .verbs = SERVE,
+     .group = CR_GROUP_SERVER,
+     .name = "alias",
+     .type = CR_ARG_TEXT,
+     .value = "NAME",
+     .help = "what clients call the model; without it the name of its file"},
+    {.id = CR_OPT_SERVER_KEY_FILE,
+     .verbs = SERVE,
+     .group = CR_GROUP_SERVER,
+     .name = "key-file",
+     .type = CR_ARG_FILE,
+     .flags = CR_OF_ENV,
+     .value = "FILE",
+     .help = "file whose first line clients must send as bearer token"},
+    {.id = CR_OPT_QUEUE,
+     .verbs = SERVE,
+     .group = CR_GROUP_SERVER,
+     .name = "queue",
+     .type = CR_ARG_INT,
+     .value = "N",
+     .preset = "16",
+     .min = 1,
+     .max = 4096,
+     .help = "requests that may wait; one more is answered with 503"},
     /* ---- output ---- */
     {.id = CR_OPT_OUTPUT,
      .verbs = BLEND,
@@ -1032,6 +1087,21 @@ const struct cr_verb cr_verbs[] = {
          "  crayon eval --tasks data/eval.jsonl.xz --pool pool.gguf --limit 20 --svg chart.svg\n"
          "  crayon eval --tasks tests/ --row lora=lora.gguf --row knn=pool.gguf:knn:qx --json",
      .run = cr_cli_eval},
+    {.id = CR_VERB_SERVE,
+     .name = "serve",
+     .operands = "",
+     .summary = "answer the OpenAI API over HTTP, on this machine",
+     .about =
+         "Serves /v1/chat/completions (whole and streamed), /v1/completions (with echo and\n"
+         "logprobs), /v1/models and /health. Palettes are models of their own, named\n"
+         "MODEL:PALETTE. Prints the address when it is ready. SIGTERM or Ctrl-C lets accepted\n"
+         "requests finish.",
+     .examples = "  crayon serve -m model.gguf --palette mine.palette --port 8080\n"
+                 "  curl http://127.0.0.1:8080/v1/models",
+#ifdef CRAYON_SERVE
+     .run = cr_cli_serve,
+#endif
+     .missing = "the HTTP server (CRAYON_SERVE)"},
     {.id = CR_VERB_DOCTOR,
      .name = "doctor",
      .operands = "",

@@ -19,6 +19,7 @@ int cr_cli_pool_info(const struct cr_args *a);
 int cr_cli_pool_export(const struct cr_args *a);
 int cr_cli_blend(const struct cr_args *a);
 int cr_cli_eval(const struct cr_args *a);
+int cr_cli_serve(const struct cr_args *a);
 int cr_cli_doctor(const struct cr_args *a);
 int cr_cli_version(const struct cr_args *a);
 int cr_cli_completion(const struct cr_args *a);
