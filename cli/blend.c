@@ -389,7 +389,8 @@ static int report(struct blend *b, const char *path)
                     b->helps ? "the blend helps"
                              : "the blend does not help: the palette keeps the base model");
     } else {
-        cr_fact_str(&f, "verdict", "not measured: too few lines with answers");
+        cr_fact_str(&f, "verdict",
+                    b->n_held ? "not measured: stopped" : "not measured: no line is held out");
     }
     cr_fact_str(&f, "palette", path);
     cr_fact_int(&f, "palette_bytes", stat(path, &sb) ? 0 : (long long)sb.st_size);

@@ -229,6 +229,11 @@ static enum cr_status prepare(struct evaluation *v)
     enum cr_status st = cr_setup_open(&e->setup, e->a, 0, &v->err);
     if (!st)
         st = cr_eval_rows_make(&e->rows, e->a, &e->setup, &v->err);
+    const char *against = cr_arg_text(e->a, CR_OPT_AGAINST);
+    while (!st && e->against < e->rows.n && strcmp(e->rows.v[e->against].name, against))
+        e->against++;
+    if (!st && e->against == e->rows.n)
+        st = cr_error_set(&v->err, CR_NOT_FOUND, "--against names no row: \"%s\"", against);
     if (!st)
         st = cr_eval_tasks_read(&e->tasks, e->a, &v->err);
     if (!st)

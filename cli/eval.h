@@ -82,6 +82,7 @@ struct cr_eval {
     struct cr_eval_rows rows;
     struct cr_eval_cell *cells; /* [tasks.n * rows.n], row index innermost */
     size_t n_done;              /* tasks with all their cells */
+    size_t against;             /* row that the others are compared with */
     size_t n_tokens, n_cut;
     double seconds;
     char **groups; /* [n_groups] borrowed names, in order of appearance */

@@ -92,7 +92,6 @@ enum cr_status cr_eval_statistic(const struct cr_eval *e, size_t group, size_t r
 
 struct report {
     struct cr_eval *e;
-    size_t against;
     struct cr_eval_stat *stats; /* [n_groups * rows] row innermost */
 };
 
@@ -213,7 +212,7 @@ static int print_json(const struct report *r)
     cr_json_uint(&j, "tokens", e->n_tokens);
     cr_json_uint(&j, "prompts_cut", e->n_cut);
     cr_json_fixed(&j, "seconds", e->seconds, 1);
-    cr_json_str(&j, "against", e->rows.v[r->against].name);
+    cr_json_str(&j, "against", e->rows.v[e->against].name);
     cr_json_open(&j, "groups", '{');
     for (size_t g = 0; g < e->n_groups; g++) {
         cr_json_open_line(&j, e->groups[g], '[');
@@ -289,18 +288,13 @@ static enum cr_status write_chart(const struct report *r, const char *path, stru
 static enum cr_status make(struct report *r, struct cr_error *err)
 {
     const struct cr_eval *e = r->e;
-    const char *against = cr_arg_text(e->a, CR_OPT_AGAINST);
     r->stats = cr_alloc(e->n_groups * e->rows.n, sizeof *r->stats);
     if (!r->stats)
         return cr_error_set(err, CR_NO_MEMORY, "out of memory");
-    while (r->against < e->rows.n && strcmp(e->rows.v[r->against].name, against))
-        r->against++;
-    if (r->against == e->rows.n)
-        return cr_error_set(err, CR_NOT_FOUND, "--against names no row: \"%s\"", against);
     enum cr_status st = CR_OK;
     for (size_t g = 0; !st && g < e->n_groups; g++)
         for (size_t k = 0; !st && k < e->rows.n; k++)
-            st = cr_eval_statistic(e, g, k, r->against, &r->stats[g * e->rows.n + k], err);
+            st = cr_eval_statistic(e, g, k, e->against, &r->stats[g * e->rows.n + k], err);
     return st;
 }
 

@@ -5,7 +5,6 @@
 #include "eval.h"
 #include "messages.h"
 #include "model/gguf.h"
-#include "tasks.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -91,7 +90,11 @@ static enum cr_status add_adapter(struct cr_eval_rows *r, cr_model *m, const cha
         st = cr_adapters_combine(&delta, m, (const cr_adapter *const *)&ad, &scale, 1, err);
     cr_adapter_close(ad);
     if (!st) {
-        char *own = name ? cr_strdup(name) : cr_task_stem(path);
+        size_t n = strlen(path);
+        const char *slash = strrchr(path, '/'), *base = slash && slash[1] ? slash + 1 : path;
+        n -= (size_t)(base - path);
+        n -= n > 5 && !strcmp(base + n - 5, ".gguf") ? 5 : 0;
+        char *own = name ? cr_strdup(name) : cr_strndup(base, n);
         st = add(r, (struct cr_eval_row){.name = own, .kind = CR_EVAL_DELTA, .delta = delta}, err);
     }
     cr_free(path);
@@ -106,7 +109,10 @@ static enum cr_status add_palette(struct cr_eval_rows *r, cr_model *m, const cha
     cr_delta *delta = NULL;
     enum cr_status st = cr_palette_open(&p, m, path, err);
     if (!st && *cr_palette_pool_path(p)) {
-        st = pool_of(r, m, cr_palette_pool_path(p), &pool, err);
+        pool = NULL; /* one that is open already may be it, wherever it lies now */
+        for (size_t i = 0; i < r->n_pools && !pool; i++)
+            pool = strcmp(r->pools[i]->hash, p->pool_hash) ? NULL : r->pools[i];
+        st = pool ? CR_OK : pool_of(r, m, cr_palette_pool_path(p), &pool, err);
         if (!st)
             st = cr_palette_delta(&delta, p, pool, err);
     }

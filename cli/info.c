@@ -35,7 +35,7 @@ static const char *const kind_names[] = {
 static void fact_kv_str(struct cr_facts *f, const cr_gguf *g, const char *key, const char *as)
 {
     struct cr_str s;
-    if (!cr_gguf_str(g, key, false, &s, NULL))
+    if (!cr_gguf_str(g, key, false, &s, NULL) && s.n)
         cr_fact_strn(f, as, s.p, s.n);
 }
 

@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
+static const double QUICK = 2; /* seconds: shorter work has no progress lines in a log */
 static bool quiet, verbose, err_tty, out_tty, color, line_open;
 static int out_error; /* errno of the first failed write to standard output */
 static volatile sig_atomic_t interrupts;
@@ -165,7 +166,7 @@ static void on_log(void *ud, enum cr_log_level level, const char *msg)
 
 void cr_progress_begin(struct cr_progress *p, const char *what)
 {
-    *p = (struct cr_progress){.what = what, .last_step = -1, .last_time = -1};
+    *p = (struct cr_progress){.what = what, .last_step = -1, .begin = cr_now(), .last_time = -1};
 }
 
 void cr_progress_show(struct cr_progress *p, double done, double total, const char *detail)
@@ -182,7 +183,7 @@ void cr_progress_show(struct cr_progress *p, double done, double total, const ch
         p->shown = line_open = true;
     } else {
         int step = (int)(10 * share);
-        if (step <= p->last_step)
+        if (step <= p->last_step || now - p->begin < QUICK)
             return;
         p->last_step = step;
         cr_note("%s %d %%%s%s", p->what, 10 * step, *detail ? "  " : "", detail);

@@ -28,11 +28,11 @@ int cr_fail(const struct cr_error *err);
 int cr_misuse(const char *verb, const char *fmt, ...) CR_PRINTF(2, 3);
 
 /* Work that takes a while. On a terminal one line that is rewritten, at most ten times a second;
- * elsewhere a line per ten per cent; nothing with --quiet. */
+ * elsewhere a line per ten per cent of what takes more than two seconds; nothing with --quiet. */
 struct cr_progress {
     const char *what;
     int last_step;
-    double last_time;
+    double begin, last_time;
     bool shown;
 };
 void cr_progress_begin(struct cr_progress *p, const char *what);

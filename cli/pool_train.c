@@ -217,6 +217,8 @@ int cr_cli_pool_train(const struct cr_args *a)
     struct training state;
     char *command = NULL;
     int code = 0;
+    if (!cr_arg_text(a, CR_OPT_OUTPUT) && !cr_arg_flag(a, CR_OPT_PLAN))
+        return cr_misuse("pool train", "-o/--output is needed, or --plan");
     cr_progress_begin(&state.line, "training");
     enum cr_status st = cr_setup_open(&s, a, 0, &err);
     if (!st)
