@@ -98,31 +98,44 @@ static inline enum cr_status open_vocab(const struct vocab *v, cr_gguf **g, cr_t
     return status;
 }
 
+/* Unpacks a file of at most cap bytes into fresh memory. NULL: built without liblzma. */
+static inline void *read_xz(const char *path, size_t cap, size_t *out_len)
+{
+#ifdef CRAYON_LZMA
+    char *xz;
+    size_t len, in = 0;
+    uint64_t limit = 256u << 20;
+    struct cr_error err;
+    assert_int_equal(cr_file_read(path, 1 << 20, &xz, &len, &err), CR_OK);
+    void *out = cr_alloc(cap, 1);
+    assert_non_null(out);
+    *out_len = 0;
+    assert_int_equal(lzma_stream_buffer_decode(&limit, 0, NULL, (const uint8_t *)xz, &in, len, out,
+                                               out_len, cap),
+                     LZMA_OK);
+    cr_free(xz);
+    return out;
+#else
+    (void)path, (void)cap, (void)out_len;
+    print_message("skip: built without liblzma\n");
+    return NULL;
+#endif
+}
+
 /* Opens CR_SOURCE_DIR/tests/data/NAME.gguf.xz over *memory (free with cr_free after closing).
  * False: built without liblzma. */
 static inline bool open_xz_vocab(const char *name, void **memory, cr_gguf **g, cr_tokenizer **t)
 {
-#ifdef CRAYON_LZMA
-    char path[512], *xz;
-    size_t len, in = 0, out = 0, cap = 4u << 20;
-    uint64_t limit = 256u << 20;
+    char path[512];
+    size_t len;
     struct cr_error err;
     snprintf(path, sizeof path, CR_SOURCE_DIR "/tests/data/%s.gguf.xz", name);
-    assert_int_equal(cr_file_read(path, 1 << 20, &xz, &len, &err), CR_OK);
-    *memory = cr_alloc(cap, 1);
-    assert_non_null(*memory);
-    assert_int_equal(lzma_stream_buffer_decode(&limit, 0, NULL, (const uint8_t *)xz, &in, len,
-                                               *memory, &out, cap),
-                     LZMA_OK);
-    cr_free(xz);
-    assert_int_equal(cr_gguf_parse(g, *memory, out, name, &err), CR_OK);
+    *memory = read_xz(path, 4u << 20, &len);
+    if (!*memory)
+        return false;
+    assert_int_equal(cr_gguf_parse(g, *memory, len, name, &err), CR_OK);
     assert_int_equal(cr_tokenizer_new(t, *g, &err), CR_OK);
     return true;
-#else
-    (void)name, (void)memory, (void)g, (void)t;
-    print_message("skip: built without liblzma\n");
-    return false;
-#endif
 }
 
 #endif

@@ -81,6 +81,7 @@ struct encode {
     size_t len;
     struct cr_merge_work work;
     struct cr_ids *ids;
+    size_t n_dropped;
     bool after_unknown; /* unknown characters in a row are one unknown token */
 };
 
@@ -104,6 +105,7 @@ static bool push_bytes(struct encode *e, const char *s, size_t n)
     for (size_t i = 0; i < n; i++) {
         int32_t id = e->t->byte_ids[(unsigned char)s[i]];
         if (id < 0) { /* no byte fallback: one unknown token for all of it */
+            e->n_dropped += e->t->unk < 0 ? n - i : 0;
             if (e->t->unk < 0 || e->after_unknown)
                 return true;
             e->after_unknown = true;
@@ -171,5 +173,9 @@ enum cr_status cr_spm_encode(const cr_tokenizer *t, const char *text, size_t len
     }
     cr_merge_work_deinit(&e.work);
     cr_free(s);
+    if (e.n_dropped)
+        cr_log(CR_LOG_WARN,
+               "tokenizer: %zu bytes have no token in this vocabulary and were left out",
+               e.n_dropped);
     return ok ? CR_OK : cr_error_set(err, CR_NO_MEMORY, "tokenizer: out of memory");
 }

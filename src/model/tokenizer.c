@@ -245,7 +245,7 @@ static enum cr_status index_specials(cr_tokenizer *t, const cr_gguf *g, struct c
             continue;
         t->special[n++] = (struct cr_special){t->bytes + begin, len, i};
         t->special_first[(unsigned char)t->bytes[begin]] |= type == CR_TOKEN_USER_DEFINED ? 3 : 2;
-        if (type == CR_TOKEN_UNKNOWN && t->unk < 0)
+        if (t->types[i] == CR_TOKEN_UNKNOWN && t->unk < 0) /* and no end token */
             t->unk = i;
     }
     qsort(t->special, n, sizeof *t->special, compare_special);
