@@ -238,6 +238,14 @@ enum cr_status cr_setup_open(struct cr_setup *s, const struct cr_args *a, unsign
     return st;
 }
 
+enum cr_status cr_setup_scope(struct cr_setup *s, struct cr_error *err)
+{
+    if (!s->palette || s->pool || !s->palette->q_c || !*s->palette->pool_path)
+        return CR_OK;
+    enum cr_status st = cr_pool_open(&s->pool, s->model, s->palette->pool_path, err);
+    return cr_error_prefix(err, st, "the palette's pool");
+}
+
 void cr_setup_close(struct cr_setup *s)
 {
     cr_delta_free(s->delta);

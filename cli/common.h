@@ -32,6 +32,9 @@ enum {
 enum cr_status cr_setup_open(struct cr_setup *s, const struct cr_args *a, unsigned flags,
                              struct cr_error *err);
 void cr_setup_close(struct cr_setup *s);
+/* Opens the pool of a palette that keeps the base model too: its index tells how far a question
+ * lies from the palette's task. Nothing to do without a palette or where the pool is open. */
+enum cr_status cr_setup_scope(struct cr_setup *s, struct cr_error *err);
 
 /* The file for a model's name: as given if it exists; a name without a slash also in the models
  * folder, with and without ".gguf". name NULL: the embedded model. Free *path with cr_free. */

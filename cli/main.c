@@ -2,6 +2,9 @@
 /* The program: parse the command line by the table, call the verb, report what went wrong. */
 #include "messages.h"
 #include "options.h"
+#ifdef CRAYON_ROUTE
+#include "route/offline.h"
+#endif
 
 #include <fcntl.h>
 #include <signal.h>
@@ -37,6 +40,16 @@ static int show_help(const struct cr_args *a)
     return 0;
 }
 
+/* `serve` does this itself, once it listens. */
+static enum cr_status go_offline(struct cr_error *err)
+{
+#ifdef CRAYON_ROUTE
+    return cr_offline_enter(CR_OFFLINE_ALL, err);
+#else
+    return cr_error_set(err, CR_UNSUPPORTED, "--offline: this program was built without routing");
+#endif
+}
+
 static int run(const struct cr_args *a)
 {
     if (a->help)
@@ -57,6 +70,12 @@ static int run(const struct cr_args *a)
     }
     cr_msg_set_quiet(cr_arg_flag(a, CR_OPT_QUIET));
     cr_msg_set_verbose(cr_arg_flag(a, CR_OPT_VERBOSE));
+    bool here = a->v[CR_OPT_OFFLINE].opt && a->verb->id != CR_VERB_SERVE;
+    if (here && cr_arg_flag(a, CR_OPT_OFFLINE)) {
+        struct cr_error err;
+        if (go_offline(&err)) /* before anything else: no thread, no file, no key yet */
+            return cr_fail(&err);
+    }
     return a->verb->run(a);
 }
 

@@ -6,6 +6,7 @@
 #include "adapt/adapter.h"
 #include "adapt/palette.h"
 #include "answer.h"
+#include "ask.h"
 #include "base/mem.h"
 #include "jsonout.h"
 #include "messages.h"
@@ -24,7 +25,9 @@ struct run {
     struct cr_sampling sampling;
     const char *const *stop;
     size_t n_stop;
-    bool chat, stream;
+    enum cr_form form;
+    bool stream;
+    cr_cli_router *router; /* NULL: no --upstream */
     struct cr_answer ans;
     struct cr_error err;
 };
@@ -32,6 +35,10 @@ struct run {
 static bool on_text(void *ud, const char *text, size_t len)
 {
     struct run *r = ud;
+    if (r->form == CR_FORM_TASK && r->ans.text.len == 0 && len && *text == ' ') {
+        text++; /* "Answer:" is followed by a blank and the answer */
+        len--;
+    }
     if (!cr_buf_add(&r->ans.text, text, len))
         return false;
     if (r->stream)
@@ -42,24 +49,8 @@ static bool on_text(void *ud, const char *text, size_t len)
 static bool on_token(void *ud, int32_t id, float logprob)
 {
     struct run *r = ud;
-    if (r->ans.n < r->ans.cap) {
-        r->ans.ids[r->ans.n] = id;
-        r->ans.logprobs[r->ans.n++] = logprob;
-    }
+    cr_answer_token(&r->ans, r->session, id, logprob);
     return !cr_interrupted();
-}
-
-static struct cr_sampling sampling_of(const struct cr_args *a)
-{
-    return (struct cr_sampling){
-        .temperature = (float)cr_arg_real(a, CR_OPT_TEMP),
-        .top_k = cr_arg_int(a, CR_OPT_TOP_K),
-        .top_p = (float)cr_arg_real(a, CR_OPT_TOP_P),
-        .min_p = (float)cr_arg_real(a, CR_OPT_MIN_P),
-        .repeat_penalty = (float)cr_arg_real(a, CR_OPT_REPEAT_PENALTY),
-        .repeat_last_n = cr_arg_int(a, CR_OPT_REPEAT_LAST_N),
-        .seed = cr_arg_seed(a, CR_OPT_SEED),
-    };
 }
 
 /* Generates after the given ids and lets the router decide; fills r->ans. */
@@ -84,15 +75,14 @@ static enum cr_status answer(struct run *r, const int32_t *ids, size_t n,
         .on_token = on_token,
         .ud = r,
     };
-    r->ans.n = 0;
-    r->ans.text.len = 0;
+    cr_answer_reset(&r->ans);
     st = cr_generate(r->session, &g, &r->ans.stats, &r->err);
     if (st)
         return st;
     r->ans.finish = r->ans.stats.finish;
     if (r->ans.text.failed)
         return cr_error_set(&r->err, CR_NO_MEMORY, "out of memory holding the answer");
-    return cr_cli_answer(r->a, &r->setup, messages, n_messages, &r->ans, &r->err);
+    return cr_cli_answer(r->router, r->a, &r->setup, messages, n_messages, &r->ans, &r->err);
 }
 
 static void blend_json(struct cr_json *j, const struct cr_setup *s)
@@ -141,6 +131,8 @@ static int print_json(const struct run *r)
     cr_json_str(&j, "why", ans->why);
     cr_json_real(&j, "confidence", ans->confidence);
     cr_json_real(&j, "scope", ans->scope);
+    cr_json_uint(&j, "left_device_bytes", ans->left_bytes);
+    cr_json_real(&j, "cost", ans->cost);
     blend_json(&j, &r->setup);
     cr_json_close(&j);
     cr_json_close(&j);
@@ -173,13 +165,18 @@ static enum cr_status prompt_ids(struct run *r, const char *text, size_t len,
 {
     const char *system = cr_arg_text(r->a, CR_OPT_SYSTEM);
     *n_messages = 0;
-    if (r->chat && memchr(text, 0, len))
+    if (memchr(text, 0, len) && (r->form != CR_FORM_RAW || r->router))
         return cr_error_set(&r->err, CR_INVALID,
-                            "the prompt holds a NUL byte; --raw takes any bytes");
+                            "the prompt holds a NUL byte; --raw%s takes any bytes",
+                            r->router ? " without --upstream" : "");
     if (system)
         messages[(*n_messages)++] = (struct cr_message){"system", system};
     messages[(*n_messages)++] = (struct cr_message){"user", text};
-    if (r->chat)
+    if (r->form == CR_FORM_TASK) {
+        struct cr_example e = {.task = (char *)"", .question = (char *)text, .answer_index = -1};
+        return cr_form_ids(&r->setup, r->form, NULL, &e, ids, n, &r->err);
+    }
+    if (r->form == CR_FORM_CHAT)
         return cr_chat_tokenize(r->setup.model, messages, *n_messages, true, ids, n, &r->err);
     unsigned flags = CR_TOKENIZE_BOS;
     if (cr_arg_flag(r->a, CR_OPT_SPECIAL))
@@ -291,15 +288,21 @@ static int run_conversation(struct run *r)
     return 0;
 }
 
-static bool has_template(const cr_model *m)
+static void choose_form(struct run *r)
 {
-    const char *chat = cr_model_info(m)->chat;
-    return *chat && strcmp(chat, "unknown");
+    static const char *const line_end[] = {"\n"};
+    r->form = cr_form_of(r->a, &r->setup);
+    r->sampling = cr_sampling_of(r->a, r->form);
+    r->stop = cr_arg_texts(r->a, CR_OPT_STOP, &r->n_stop);
+    if (r->form == CR_FORM_TASK && !r->n_stop) { /* a trained answer is one line */
+        r->stop = line_end;
+        r->n_stop = 1;
+    }
 }
 
 int cr_cli_run(const struct cr_args *a)
 {
-    struct run r = {.a = a, .sampling = sampling_of(a)};
+    struct run r = {.a = a};
     bool raw = cr_arg_flag(a, CR_OPT_RAW), json = cr_arg_flag(a, CR_OPT_JSON);
     if (raw && cr_arg_flag(a, CR_OPT_CHAT))
         return cr_misuse("run", "--raw and --chat exclude each other");
@@ -307,27 +310,22 @@ int cr_cli_run(const struct cr_args *a)
         return cr_misuse("run", "--system and --template need a chat, not --raw");
     bool talk = !cr_arg_text(a, CR_OPT_PROMPT) && !raw && !json && isatty(STDIN_FILENO) == 1;
     int code;
-    r.stop = cr_arg_texts(a, CR_OPT_STOP, &r.n_stop);
     r.stream = !json && !cr_cli_answer_waits(a);
-    cr_buf_init(&r.ans.text, 1 << 28);
-    r.ans.cap = (size_t)cr_arg_int(a, CR_OPT_MAX_TOKENS);
-    r.ans.ids = cr_alloc(r.ans.cap, sizeof *r.ans.ids);
-    r.ans.logprobs = cr_alloc(r.ans.cap, sizeof *r.ans.logprobs);
-    enum cr_status st = r.ans.ids && r.ans.logprobs
-                            ? cr_setup_open(&r.setup, a, CR_SETUP_DELTA, &r.err)
-                            : cr_error_set(&r.err, CR_NO_MEMORY, "out of memory");
+    enum cr_status st = cr_answer_init(&r.ans, (size_t)cr_arg_int(a, CR_OPT_MAX_TOKENS), &r.err);
+    if (!st)
+        st = cr_setup_open(&r.setup, a, CR_SETUP_DELTA, &r.err);
+    if (!st)
+        st = cr_cli_router_open(&r.router, a, &r.setup, &r.err);
     if (st) {
         code = cr_fail(&r.err);
     } else {
-        /* Without --raw or --chat: a chat where the model knows how, else plain continuation. */
-        r.chat = cr_arg_flag(a, CR_OPT_CHAT) || (!raw && has_template(r.setup.model));
+        choose_form(&r);
         cr_interrupt_catch();
-        code = talk && r.chat ? run_conversation(&r) : run_once(&r);
+        code = talk && r.form == CR_FORM_CHAT ? run_conversation(&r) : run_once(&r);
     }
+    cr_cli_router_close(r.router);
     cr_session_free(r.session);
     cr_setup_close(&r.setup);
-    cr_buf_deinit(&r.ans.text);
-    cr_free(r.ans.ids);
-    cr_free(r.ans.logprobs);
+    cr_answer_deinit(&r.ans);
     return code;
 }

@@ -11,6 +11,9 @@
 #include "common.h"
 #include "messages.h"
 #include "verbs.h"
+#ifdef CRAYON_ROUTE
+#include "route/offline.h"
+#endif
 
 #include <signal.h>
 #include <stdio.h>
@@ -121,6 +124,20 @@ static enum cr_status read_key(const char *path, char **key, struct cr_error *er
     return CR_OK;
 }
 
+/* From here on only the listening socket and what it accepts can be used, by any thread. */
+static enum cr_status go_offline(cr_server *server, struct cr_error *err)
+{
+#ifdef CRAYON_ROUTE
+    enum cr_status status = cr_offline_enter(CR_OFFLINE_LISTENING, err);
+#else
+    enum cr_status status =
+        cr_error_set(err, CR_UNSUPPORTED, "--offline: this program was built without routing");
+#endif
+    if (status != CR_OK)
+        cr_server_stop(server, 0);
+    return status;
+}
+
 static enum cr_status serve(const struct cr_args *a, struct cr_setup *setup, struct shelf *shelf,
                             sigset_t *stops, struct cr_error *err)
 {
@@ -148,6 +165,8 @@ static enum cr_status serve(const struct cr_args *a, struct cr_setup *setup, str
                                        .max_queue = cr_arg_int(a, CR_OPT_QUEUE),
                                        .on_request = on_request};
         status = cr_server_start(&server, &opt, err);
+        if (status == CR_OK && cr_arg_flag(a, CR_OPT_OFFLINE))
+            status = go_offline(server, err);
         if (status == CR_OK) {
             const char *host = cr_arg_text(a, CR_OPT_HOST);
             bool v6 = strchr(host, ':') != NULL;

@@ -20,9 +20,8 @@ enum {
 };
 
 /* Eight hues that differ in lightness too; series beyond eight repeat them, hatched by opacity. */
-static const char *const hues[] = {"#8a8f98", "#3b6fd4", "#e08a2e", "#2f9e6e",
-                                   "#c9485b", "#8b5fc7", "#1f9bb0", "#b59a2a"};
-enum { N_HUES = sizeof hues / sizeof *hues };
+const char *const cr_svg_hues[CR_SVG_HUES] = {"#8a8f98", "#3b6fd4", "#e08a2e", "#2f9e6e",
+                                              "#c9485b", "#8b5fc7", "#1f9bb0", "#b59a2a"};
 
 static void escaped(struct cr_buf *out, const char *s)
 {
@@ -44,7 +43,7 @@ static void escaped(struct cr_buf *out, const char *s)
     cr_buf_deinit(&clean);
 }
 
-static void text(struct cr_buf *out, double x, double y, const char *css, const char *anchor,
+void cr_svg_text(struct cr_buf *out, double x, double y, const char *css, const char *anchor,
                  const char *s)
 {
     cr_buf_printf(out, "<text class=\"%s\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\">", css, x, y,
@@ -91,13 +90,14 @@ static struct frame frame_of(const struct cr_chart *c)
     return f;
 }
 
-static void head(struct cr_buf *out, const struct cr_chart *c, const struct frame *f)
+void cr_svg_head(struct cr_buf *out, double width, double height, const char *title,
+                 const char *subtitle)
 {
     cr_buf_printf(out,
                   "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %.0f %.0f\" "
                   "width=\"%.0f\" height=\"%.0f\" role=\"img\">\n<title>",
-                  f->width, f->height, f->width, f->height);
-    escaped(out, c->title);
+                  width, height, width, height);
+    escaped(out, title);
     cr_buf_puts(out, "</title>\n<style>\n"
                      "svg { background: #ffffff; font-family: system-ui, sans-serif; }\n"
                      ".title { font-size: 17px; font-weight: 600; fill: #1d2127; }\n"
@@ -113,8 +113,8 @@ static void head(struct cr_buf *out, const struct cr_chart *c, const struct fram
                      ".grid { stroke: #2c323a; }\n"
                      ".whisker { stroke: #e8eaed; }\n"
                      "}\n</style>\n");
-    text(out, LEFT - 40, 30, "title", "start", c->title);
-    text(out, LEFT - 40, 50, "note", "start", c->subtitle);
+    cr_svg_text(out, LEFT - 40, 30, "title", "start", title);
+    cr_svg_text(out, LEFT - 40, 50, "note", "start", subtitle);
 }
 
 static void grid(struct cr_buf *out, const struct cr_chart *c, const struct frame *f)
@@ -127,7 +127,7 @@ static void grid(struct cr_buf *out, const struct cr_chart *c, const struct fram
         cr_buf_printf(&b, "%g%s", v, c->unit);
         cr_buf_printf(out, "<line class=\"grid\" x1=\"%d\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>\n",
                       LEFT, f->width - RIGHT, y_of(f, v), y_of(f, v));
-        text(out, LEFT - 8, y_of(f, v) + 4, "tick", "end", b.data ? b.data : "");
+        cr_svg_text(out, LEFT - 8, y_of(f, v) + 4, "tick", "end", b.data ? b.data : "");
         cr_buf_deinit(&b);
     }
 }
@@ -141,7 +141,8 @@ static void bar(struct cr_buf *out, const struct cr_chart *c, const struct frame
     cr_buf_printf(out,
                   "<rect x=\"%.1f\" y=\"%.1f\" width=\"%d\" height=\"%.1f\" rx=\"2\" fill=\"%s\" "
                   "opacity=\"%s\"><title>",
-                  x, y, BAR, TOP + PLOT - y, hues[series % N_HUES], series < N_HUES ? "1" : ".55");
+                  x, y, BAR, TOP + PLOT - y, cr_svg_hues[series % CR_SVG_HUES],
+                  series < CR_SVG_HUES ? "1" : ".55");
     escaped(out, c->series[series]);
     cr_buf_printf(out, ": %.1f%s</title></rect>\n", v, c->unit);
     if (c->low[at] <= c->high[at]) {
@@ -166,22 +167,22 @@ static void legend(struct cr_buf *out, const struct cr_chart *c, const struct fr
         cr_buf_printf(out,
                       "<rect x=\"%.1f\" y=\"%.1f\" width=\"12\" height=\"12\" rx=\"2\" "
                       "fill=\"%s\" opacity=\"%s\"/>\n",
-                      x, at, hues[i % N_HUES], i < N_HUES ? "1" : ".55");
-        text(out, x + 18, at + 10, "name", "start", c->series[i]);
+                      x, at, cr_svg_hues[i % CR_SVG_HUES], i < CR_SVG_HUES ? "1" : ".55");
+        cr_svg_text(out, x + 18, at + 10, "name", "start", c->series[i]);
     }
 }
 
 void cr_svg_bars(struct cr_buf *out, const struct cr_chart *c)
 {
     struct frame f = frame_of(c);
-    head(out, c, &f);
+    cr_svg_head(out, f.width, f.height, c->title, c->subtitle);
     grid(out, c, &f);
     double x = LEFT + GROUP_GAP / 2.0;
     for (size_t g = 0; g < c->n_groups; g++) {
         double width = (double)c->n_series * STEP;
         for (size_t s = 0; s < c->n_series; s++)
             bar(out, c, &f, g * c->n_series + s, s, x + (double)s * STEP);
-        text(out, x + width / 2, TOP + PLOT + 20, "name", "middle", c->groups[g]);
+        cr_svg_text(out, x + width / 2, TOP + PLOT + 20, "name", "middle", c->groups[g]);
         x += width + GROUP_GAP;
     }
     legend(out, c, &f);

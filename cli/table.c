@@ -44,20 +44,25 @@ const size_t cr_exit_codes_count = sizeof cr_exit_codes / sizeof *cr_exit_codes;
 #define BLEND CR_V(CR_VERB_BLEND)
 #define EVAL CR_V(CR_VERB_EVAL)
 #define SERVE CR_V(CR_VERB_SERVE)
+#define EXPLAIN CR_V(CR_VERB_ROUTE_EXPLAIN)
+#define CALIBRATE CR_V(CR_VERB_ROUTE_CALIBRATE)
+#define LEDGER CR_V(CR_VERB_LEDGER)
 #define DOCTOR CR_V(CR_VERB_DOCTOR)
-#define WITH_DELTA (RUN | SCORE | LOGITS | MERGE) /* takes adapters and palettes */
+#define WITH_DELTA                                                                                 \
+    (RUN | SCORE | LOGITS | MERGE | EXPLAIN | CALIBRATE) /* takes adapters and palettes */
 #define COMPUTES                                                                                   \
     (RUN | SCORE | LOGITS | ADAPTER_CHECK | CONVERT | MERGE | POOL_TRAIN | POOL_EXPORT | BLEND |   \
-     EVAL | SERVE)
+     EVAL | SERVE | EXPLAIN | CALIBRATE)
+#define ANSWERS (RUN | EXPLAIN | CALIBRATE) /* generates text */
 #define WITH_MODEL (COMPUTES | TOKENIZE)
 #define WITH_JSON                                                                                  \
     (RUN | TOKENIZE | INFO | ADAPTER_CHECK | ADAPTER_INFO | POOL_TRAIN | POOL_INFO | BLEND |       \
-     EVAL | DOCTOR | CR_V(CR_VERB_VERSION))
+     EVAL | EXPLAIN | CALIBRATE | LEDGER | DOCTOR | CR_V(CR_VERB_VERSION))
 
 const struct cr_option cr_options[] = {
     /* ---- input ---- */
     {.id = CR_OPT_PROMPT,
-     .verbs = RUN | LOGITS,
+     .verbs = RUN | LOGITS | EXPLAIN,
      .group = CR_GROUP_INPUT,
      .letter = 'p',
      .name = "prompt",
@@ -72,24 +77,24 @@ const struct cr_option cr_options[] = {
      .value = "ID,ID,...",
      .help = "token ids to run, separated by commas"},
     {.id = CR_OPT_SYSTEM,
-     .verbs = RUN,
+     .verbs = ANSWERS,
      .group = CR_GROUP_INPUT,
      .name = "system",
      .type = CR_ARG_TEXT,
      .value = "TEXT",
      .help = "system message of the chat"},
     {.id = CR_OPT_CHAT,
-     .verbs = RUN,
+     .verbs = ANSWERS,
      .group = CR_GROUP_INPUT,
      .name = "chat",
      .help = "put the prompt into the model's chat template; the default where it has a known one"},
     {.id = CR_OPT_RAW,
-     .verbs = RUN,
+     .verbs = ANSWERS,
      .group = CR_GROUP_INPUT,
      .name = "raw",
      .help = "no template: the model goes on from the prompt; the default where it has none"},
     {.id = CR_OPT_TEMPLATE,
-     .verbs = RUN,
+     .verbs = ANSWERS,
      .group = CR_GROUP_INPUT,
      .name = "template",
      .type = CR_ARG_CHOICE,
@@ -116,7 +121,7 @@ const struct cr_option cr_options[] = {
      .name = "bos",
      .help = "begin with the begin-of-text token where the model asks for it"},
     {.id = CR_OPT_EXAMPLES,
-     .verbs = BLEND,
+     .verbs = BLEND | CALIBRATE,
      .group = CR_GROUP_INPUT,
      .name = "examples",
      .type = CR_ARG_FILE,
@@ -297,7 +302,7 @@ const struct cr_option cr_options[] = {
      .value = "POOL",
      .help = "the palette's pool, where it is no longer at the place that the palette names"},
     {.id = CR_OPT_CTX,
-     .verbs = RUN | SCORE | LOGITS | SERVE | BLEND,
+     .verbs = RUN | SCORE | LOGITS | SERVE | BLEND | EXPLAIN | CALIBRATE,
      .group = CR_GROUP_MODEL,
      .name = "ctx",
      .type = CR_ARG_INT,
@@ -330,7 +335,7 @@ const struct cr_option cr_options[] = {
      .help = "level of the arithmetic kernels"},
     /* ---- sampling ---- */
     {.id = CR_OPT_MAX_TOKENS,
-     .verbs = RUN,
+     .verbs = ANSWERS,
      .group = CR_GROUP_SAMPLING,
      .letter = 'n',
      .name = "max-tokens",
@@ -341,7 +346,7 @@ const struct cr_option cr_options[] = {
      .max = 1 << 20,
      .help = "stop after so many tokens"},
     {.id = CR_OPT_TEMP,
-     .verbs = RUN,
+     .verbs = ANSWERS,
      .group = CR_GROUP_SAMPLING,
      .name = "temp",
      .type = CR_ARG_REAL,
@@ -351,7 +356,7 @@ const struct cr_option cr_options[] = {
      .max = 100,
      .help = "temperature; 0: always the most likely token"},
     {.id = CR_OPT_TOP_K,
-     .verbs = RUN,
+     .verbs = ANSWERS,
      .group = CR_GROUP_SAMPLING,
      .name = "top-k",
      .type = CR_ARG_INT,
@@ -361,7 +366,7 @@ const struct cr_option cr_options[] = {
      .max = 1 << 24,
      .help = "choose among the N most likely tokens; 0: all"},
     {.id = CR_OPT_TOP_P,
-     .verbs = RUN,
+     .verbs = ANSWERS,
      .group = CR_GROUP_SAMPLING,
      .name = "top-p",
      .type = CR_ARG_REAL,
@@ -371,7 +376,7 @@ const struct cr_option cr_options[] = {
      .max = 1,
      .help = "choose among the most likely tokens that hold probability P together; 1: all"},
     {.id = CR_OPT_MIN_P,
-     .verbs = RUN,
+     .verbs = ANSWERS,
      .group = CR_GROUP_SAMPLING,
      .name = "min-p",
      .type = CR_ARG_REAL,
@@ -381,7 +386,7 @@ const struct cr_option cr_options[] = {
      .max = 1,
      .help = "drop tokens less likely than P times the most likely one; 0: none"},
     {.id = CR_OPT_REPEAT_PENALTY,
-     .verbs = RUN,
+     .verbs = ANSWERS,
      .group = CR_GROUP_SAMPLING,
      .name = "repeat-penalty",
      .type = CR_ARG_REAL,
@@ -391,7 +396,7 @@ const struct cr_option cr_options[] = {
      .max = 100,
      .help = "make recent tokens less likely; 1: off"},
     {.id = CR_OPT_REPEAT_LAST_N,
-     .verbs = RUN,
+     .verbs = ANSWERS,
      .group = CR_GROUP_SAMPLING,
      .name = "repeat-last-n",
      .type = CR_ARG_INT,
@@ -401,7 +406,7 @@ const struct cr_option cr_options[] = {
      .max = 1024,
      .help = "how many tokens are recent"},
     {.id = CR_OPT_SEED,
-     .verbs = RUN,
+     .verbs = ANSWERS,
      .group = CR_GROUP_SAMPLING,
      .name = "seed",
      .type = CR_ARG_SEED,
@@ -796,6 +801,138 @@ const struct cr_option cr_options[] = {
      .min = 1,
      .max = 4096,
      .help = "requests that may wait; one more is answered with 503"},
+    /* ---- routing ---- */
+    {.id = CR_OPT_LIMIT,
+     .verbs = CALIBRATE,
+     .group = CR_GROUP_INPUT,
+     .name = "limit",
+     .type = CR_ARG_INT,
+     .value = "N",
+     .preset = "300",
+     .min = 0,
+     .max = 1000000,
+     .help = "take at most so many examples, drawn by seed; 0: all"},
+    {.id = CR_OPT_LIMIT,
+     .verbs = LEDGER,
+     .group = CR_GROUP_OUTPUT,
+     .name = "limit",
+     .type = CR_ARG_INT,
+     .value = "N",
+     .preset = "20",
+     .min = 0,
+     .max = 1000000,
+     .help = "show at most so many rows, the newest first; 0: all"},
+    {.id = CR_OPT_OUT_OF_SCOPE,
+     .verbs = CALIBRATE,
+     .group = CR_GROUP_INPUT,
+     .name = "out-of-scope",
+     .type = CR_ARG_FILE,
+     .value = "FILE",
+     .help = "examples of other tasks: measure how well scope tells them"},
+    {.id = CR_OPT_ANSWERS,
+     .verbs = CALIBRATE,
+     .group = CR_GROUP_ROUTING,
+     .name = "answers",
+     .type = CR_ARG_CHOICE,
+     .value = "text|options",
+     .preset = "text",
+     .help = "text: generated, as run does; options: choose among each example's choices, for a "
+             "report that is not stored"},
+    {.id = CR_OPT_COMPARE_BASE,
+     .verbs = EXPLAIN,
+     .group = CR_GROUP_ROUTING,
+     .name = "compare-base",
+     .help = "also run the base model, to tell how much the blend changes the first token"},
+    {.id = CR_OPT_UPSTREAM,
+     .verbs = RUN | CALIBRATE,
+     .group = CR_GROUP_ROUTING,
+     .name = "upstream",
+     .type = CR_ARG_TEXT,
+     .flags = CR_OF_ENV,
+     .value = "URL",
+     .help = "an OpenAI-compatible server that demanding questions may go to; http only to this "
+             "machine"},
+    {.id = CR_OPT_UPSTREAM_MODEL,
+     .verbs = RUN | CALIBRATE,
+     .group = CR_GROUP_ROUTING,
+     .name = "upstream-model",
+     .type = CR_ARG_TEXT,
+     .flags = CR_OF_ENV,
+     .value = "NAME",
+     .help = "the model to ask there"},
+    {.id = CR_OPT_UPSTREAM_KEY_FILE,
+     .verbs = RUN | CALIBRATE,
+     .group = CR_GROUP_ROUTING,
+     .name = "upstream-key-file",
+     .type = CR_ARG_FILE,
+     .flags = CR_OF_ENV,
+     .value = "FILE",
+     .help = "file that holds the server's key; without it $CRAYON_API_KEY, else no key"},
+    {.id = CR_OPT_UPSTREAM_TIMEOUT,
+     .verbs = RUN | CALIBRATE,
+     .group = CR_GROUP_ROUTING,
+     .name = "upstream-timeout",
+     .type = CR_ARG_REAL,
+     .flags = CR_OF_ENV,
+     .value = "SECONDS",
+     .preset = "120",
+     .min = 0.1,
+     .max = 86400,
+     .help = "an answer must have come after so long, all tries together"},
+    {.id = CR_OPT_UPSTREAM_PRICE,
+     .verbs = RUN | CALIBRATE,
+     .group = CR_GROUP_ROUTING,
+     .name = "upstream-price",
+     .type = CR_ARG_TEXT,
+     .flags = CR_OF_ENV,
+     .value = "IN,OUT",
+     .help = "what the server takes per million tokens of prompt and answer, for the ledger"},
+    {.id = CR_OPT_UPSTREAM_INSECURE,
+     .verbs = RUN | CALIBRATE,
+     .group = CR_GROUP_ROUTING,
+     .name = "upstream-insecure",
+     .help = "allow http to other machines: text and key travel in the clear"},
+    {.id = CR_OPT_RULE,
+     .verbs = RUN | EXPLAIN,
+     .group = CR_GROUP_ROUTING,
+     .name = "rule",
+     .type = CR_ARG_CHOICE,
+     .flags = CR_OF_ENV,
+     .value = "random|conf|scope|crayon",
+     .preset = "crayon",
+     .help = "what makes a question demanding: chance, low confidence, far from the task, or one "
+             "of the last two"},
+    {.id = CR_OPT_BUDGET,
+     .verbs = RUN | EXPLAIN | CALIBRATE,
+     .group = CR_GROUP_ROUTING,
+     .name = "budget",
+     .type = CR_ARG_REAL,
+     .flags = CR_OF_ENV,
+     .value = "SHARE",
+     .preset = "0.1",
+     .min = 0,
+     .max = 1,
+     .help = "share of questions that may leave the device"},
+    {.id = CR_OPT_MAX_COST,
+     .verbs = RUN,
+     .group = CR_GROUP_ROUTING,
+     .name = "max-cost",
+     .type = CR_ARG_REAL,
+     .value = "MONEY",
+     .preset = "0",
+     .min = 0,
+     .max = 1000000,
+     .help = "most that one answer may cost, by --upstream-price; 0: no limit"},
+    {.id = CR_OPT_YES,
+     .verbs = RUN | CALIBRATE,
+     .group = CR_GROUP_ROUTING,
+     .name = "yes",
+     .help = "send without asking; needed where there is no terminal"},
+    {.id = CR_OPT_OFFLINE,
+     .verbs = COMPUTES | TOKENIZE | INFO,
+     .group = CR_GROUP_ROUTING,
+     .name = "offline",
+     .help = "make sockets impossible for this process, by the kernel"},
     /* ---- output ---- */
     {.id = CR_OPT_OUTPUT,
      .verbs = BLEND,
@@ -807,12 +944,12 @@ const struct cr_option cr_options[] = {
      .value = "FILE",
      .help = "the palette to write"},
     {.id = CR_OPT_SVG,
-     .verbs = EVAL,
+     .verbs = EVAL | CALIBRATE,
      .group = CR_GROUP_OUTPUT,
      .name = "svg",
      .type = CR_ARG_FILE,
      .value = "FILE",
-     .help = "draw the means of each group as a bar chart"},
+     .help = "draw the result as a chart"},
     {.id = CR_OPT_OUTPUT,
      .verbs = CONVERT | POOL_EXPORT,
      .group = CR_GROUP_OUTPUT,
@@ -912,17 +1049,28 @@ const struct cr_verb cr_verbs[] = {
          "Streams the answer to standard output. The prompt is --prompt, else standard input\n"
          "without its last line end. On a terminal without a prompt it is a conversation.\n"
          "\n"
-         "The prompt is put into the model's chat template if the model has a known one, else the\n"
-         "model goes on from the prompt; --chat and --raw choose. Text of the user never becomes\n"
-         "control tokens, unless --raw --special ask for it.\n"
+         "With a palette the prompt is put as palettes are made, \"Question: PROMPT\\nAnswer:\", "
+         "at\n"
+         "temperature 0 up to the end of the line. Else it is put into the model's chat template "
+         "if\n"
+         "the model has a known one, else the model goes on from the prompt. --chat and --raw\n"
+         "choose. Text of the user never becomes control tokens, unless --raw --special ask for "
+         "it.\n"
+         "\n"
+         "With --upstream a demanding question may go to a server: --rule and --budget decide, "
+         "the\n"
+         "preview shows what would leave, and `crayon ledger` what left. On a terminal you are\n"
+         "asked; elsewhere it needs --yes. Whatever fails, the device's answer is given.\n"
          "\n"
          "With --json the result is one object: text, tokens, logprobs, finish_reason (stop,\n"
-         "length, cancelled), timings and crayon (route, why, confidence, scope, blend). The line\n"
-         "at the end on standard error tells tokens, speed, the weights read per second, peak\n"
-         "memory and a hash of the last logits.",
+         "length, cancelled), timings and crayon (route, why, confidence, scope,\n"
+         "left_device_bytes, cost, blend). The line at the end on standard error tells tokens,\n"
+         "speed, the weights read per second, peak memory and a hash of the last logits.",
      .examples = "  crayon run -p \"What is a crayon?\"\n"
                  "  crayon run -m smollm2-135m-instruct-q4_1 --temp 0 --json < question.txt\n"
-                 "  crayon run --raw -p \"Once upon a time\" -n 64 --stop \"\\n\"",
+                 "  crayon run --raw -p \"Once upon a time\" -n 64 --stop \"\\n\"\n"
+                 "  crayon run --palette mine.palette -p \"a question\" --budget 0.1 \\\n"
+                 "      --upstream https://server.example/v1 --upstream-model big",
      .run = cr_cli_run},
     {.id = CR_VERB_TOKENIZE,
      .name = "tokenize",
@@ -1110,6 +1258,54 @@ const struct cr_verb cr_verbs[] = {
      .run = cr_cli_serve,
 #endif
      .missing = "the HTTP server (CRAYON_SERVE)"},
+    {.id = CR_VERB_ROUTE_EXPLAIN,
+     .name = "route explain",
+     .operands = "",
+     .summary = "show every signal, threshold and decision for a prompt; sends nothing",
+     .about =
+         "The device answers as in `run`. Shown are how sure it was, how far the prompt lies from\n"
+         "the palette's task, the thresholds that --budget gives, and what each rule would do.\n"
+         "The process makes sockets impossible for itself first, as with --offline.",
+     .examples = "  crayon route explain --palette mine.palette -p \"a question\" --budget 0.2",
+#ifdef CRAYON_ROUTE
+     .run = cr_cli_route_explain,
+#endif
+     .missing = "routing (CRAYON_ROUTE)"},
+    {.id = CR_VERB_ROUTE_CALIBRATE,
+     .name = "route calibrate",
+     .operands = "",
+     .summary = "turn budgets into thresholds, from your examples",
+     .about =
+         "Answers the examples as `run` would and keeps the quantiles of their scores in the\n"
+         "palette. Labels are not needed. Take other examples than the palette was made from: "
+         "those\n"
+         "look closer to the task than fresh questions do.\n"
+         "\n"
+         "Where all examples have answers, it reports accuracy against the share sent for each\n"
+         "rule, the line of chance and the oracle, and how well each signal tells wrong answers.\n"
+         "Without --upstream the server is taken to be always right: an upper bound. With it, and\n"
+         "with --yes or your word, every example is sent there.",
+     .examples = "  crayon route calibrate --palette mine.palette --examples more.jsonl\n"
+                 "  crayon route calibrate --palette mine.palette --examples more.jsonl --svg "
+                 "chart.svg \\\n"
+                 "      --out-of-scope other.jsonl --upstream http://localhost:8081 "
+                 "--upstream-model big --yes",
+#ifdef CRAYON_ROUTE
+     .run = cr_cli_route_calibrate,
+#endif
+     .missing = "routing (CRAYON_ROUTE)"},
+    {.id = CR_VERB_LEDGER,
+     .name = "ledger",
+     .operands = "",
+     .summary = "show what left the device",
+     .about =
+         "One row for each request to a server: when, where to, why, how many bytes and tokens. A\n"
+         "row is written before anything leaves; \"pending\" is one whose end was never seen.",
+     .examples = "  crayon ledger --limit 5\n  crayon ledger --json --limit 0",
+#ifdef CRAYON_ROUTE
+     .run = cr_cli_ledger,
+#endif
+     .missing = "routing (CRAYON_ROUTE)"},
     {.id = CR_VERB_DOCTOR,
      .name = "doctor",
      .operands = "",

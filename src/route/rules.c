@@ -76,8 +76,7 @@ static void explain_conf(const struct cr_signals *s, struct cr_decision *d, bool
 static void explain_scope(const struct cr_signals *s, struct cr_decision *d, bool far)
 {
     cr_decision_why(d, "%s: %.2f deviations from the task, limit %.2f",
-                    far ? "out of scope" : "in scope", (double)s->demand_scope,
-                    (double)d->max_scope_z);
+                    far ? "out of scope" : "in scope", (double)s->demand_scope, (double)d->max_far);
 }
 
 static void decide_random(double budget, const struct cr_signals *s, struct cr_decision *d)
@@ -93,7 +92,7 @@ void cr_rule_decide(enum cr_rule r, double budget, const cr_palette *p, const st
 {
     struct cr_error err;
     *d = (struct cr_decision){
-        .confidence = s->confidence, .scope = s->scope, .min_confidence = NAN, .max_scope_z = NAN};
+        .confidence = s->confidence, .scope = s->scope, .min_confidence = NAN, .max_far = NAN};
     if (cr_rule_ready(r, budget, p, s->options, &err) != CR_OK) {
         cr_decision_why(d, "%s", err.msg);
         return;
@@ -118,8 +117,8 @@ void cr_rule_decide(enum cr_rule r, double budget, const cr_palette *p, const st
               (double)s->demand_conf > cr_calibration_quantile(c->conf, level);
     }
     if (r != CR_RULE_CONF) {
-        d->max_scope_z = (float)cr_calibration_quantile(c->scope, level);
-        far = isnan(s->demand_scope) || s->demand_scope > d->max_scope_z;
+        d->max_far = (float)cr_calibration_quantile(c->scope, level);
+        far = isnan(s->demand_scope) || s->demand_scope > d->max_far;
     }
     d->server = low || far;
     if (far || r == CR_RULE_SCOPE)
@@ -129,5 +128,5 @@ void cr_rule_decide(enum cr_rule r, double budget, const cr_palette *p, const st
     else
         cr_decision_why(d, "confidence %.3f is not below %.3f and in scope (%.2f of %.2f)",
                         (double)s->confidence, (double)d->min_confidence, (double)s->demand_scope,
-                        (double)d->max_scope_z);
+                        (double)d->max_far);
 }

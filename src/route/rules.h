@@ -24,7 +24,7 @@ struct cr_decision {
     char why[480];           /* one printable sentence */
     float confidence, scope; /* of the signals; NAN: unknown */
     float min_confidence;    /* sent below it; NAN: confidence plays no part */
-    float max_scope_z; /* sent when demand_scope is above it, in deviations; NAN: scope plays no
+    float max_far; /* sent when demand_scope is above it, in deviations; NAN: scope plays no
                           part */
 };
 

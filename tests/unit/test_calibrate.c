@@ -92,7 +92,7 @@ static void test_union_uses_both(void **state)
         s.confidence = 1 - conf[i];
         s.demand_scope = scope[i];
         cr_rule_decide(CR_RULE_CRAYON, 0.2, &p, &s, &d);
-        bool low = s.confidence<d.min_confidence, far = s.demand_scope> d.max_scope_z;
+        bool low = s.confidence<d.min_confidence, far = s.demand_scope> d.max_far;
         assert_true(d.server == (low || far));
         by_conf += low && !far;
         by_scope += far && !low;

@@ -84,7 +84,7 @@ static void test_conf_and_scope(void **state)
     cr_rule_decide(CR_RULE_CONF, 0.1, &palette, &sure, &d);
     assert_false(d.server);
     assert_true(fabs((double)d.min_confidence - 0.1) < 0.005);
-    assert_true(isnan(d.max_scope_z));
+    assert_true(isnan(d.max_far));
     cr_rule_decide(CR_RULE_CONF, 0.1, &palette, &unsure, &d);
     assert_true(d.server);
     assert_string_equal(d.why, "confidence 0.030 is below 0.100");
