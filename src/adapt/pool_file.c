@@ -16,7 +16,7 @@
 #include <string.h>
 #include <utf8proc.h>
 
-enum { SHOWN = 80, SAMPLE = 1024 };
+enum { SHOWN = 80, SAMPLE = 512 };
 static const float UNIT_TOLERANCE = 0.01f; /* of the length of a prototype */
 
 static const char *const form_names[] = {"shared", "separate"};
@@ -497,7 +497,7 @@ static enum cr_status read_index(const cr_gguf *g, cr_pool *p, struct cr_error *
 
 /* ---- opening ---- */
 
-/* Header, then the first, a middle and the last kilobyte of every tensor. */
+/* Header, then the first, a middle and the last half kilobyte of every tensor. */
 static void hash_file(const cr_gguf *g, char hex[65])
 {
     struct cr_sha256 s;
