@@ -351,6 +351,29 @@ static void test_round_trip_keeps_every_pair(void **state)
     }
 }
 
+/* Only `llama` files have permuted rows: a qwen2 model takes B as it is in the file. */
+static void test_other_architectures_keep_the_row_order(void **state)
+{
+    (void)state;
+    cr_model *m = fx_open_model(CR_SOURCE_DIR "/tests/data/random-qwen2.gguf");
+    assert_string_equal(cr_model_info(m)->arch, "qwen2");
+    const struct cr_matrix *q = cr_model_linear(m, 0, CR_LIN_Q);
+    struct tensor t[2] = {{Q0 ".lora_A.weight", 2, (uint64_t)q->n_in},
+                          {Q0 ".lora_B.weight", (uint64_t)q->n_out, 2}};
+    const char *dir = write_dir(CONFIG("\"layers_to_transform\":0"), t, 2, NULL);
+    cr_adapter *a = fx_open(m, dir);
+    assert_memory_equal(a->pairs[CR_LIN_Q].b, values, (size_t)q->n_out * 2 * sizeof *values);
+    struct cr_error err;
+    if (cr_adapter_write_peft(a, m, fx_path("qwen2"), CR_F32, &err))
+        fail_msg("%s", err.msg);
+    cr_adapter *b = fx_open(m, fx_path("qwen2"));
+    assert_memory_equal(b->pairs[CR_LIN_Q].b, values, (size_t)q->n_out * 2 * sizeof *values);
+    fx_refused(fx_model, fx_path("qwen2"), CR_INVALID, "made for the base model");
+    cr_adapter_close(b);
+    cr_adapter_close(a);
+    cr_model_close(m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -364,6 +387,7 @@ int main(void)
         cmocka_unit_test(test_pickles_and_missing_files),
         cmocka_unit_test(test_attack_17_fifo_does_not_hang),
         cmocka_unit_test(test_round_trip_keeps_every_pair),
+        cmocka_unit_test(test_other_architectures_keep_the_row_order),
     };
     return cmocka_run_group_tests(tests, fx_setup, fx_teardown);
 }
