@@ -47,7 +47,7 @@ static inline cr_model *fx_open_model(const char *path)
 static inline int fx_setup(void **state)
 {
     (void)state;
-    strcpy(fx_dir, "/tmp/crayon-test-XXXXXX");
+    snprintf(fx_dir, sizeof fx_dir, "/tmp/crayon-test-XXXXXX");
     if (!mkdtemp(fx_dir))
         return 1;
     cr_log_set(fx_on_log, NULL);

@@ -4,6 +4,7 @@
  * base_model.model.model.layers.N.self_attn.q_proj.lora_A.weight; rows of q and k are in Hugging
  * Face order and are permuted for GGUF `llama` models. Pickles are never read.
  */
+#include "adapt/json_text.h"
 #include "adapt/lora_bind.h"
 #include "adapt/peft_config.h"
 #include "adapt/safetensors.h"
@@ -15,8 +16,6 @@
 #include <sys/stat.h>
 
 #ifdef CRAYON_JSON
-#include <jansson.h>
-
 enum { MAX_CONFIG = 1 << 20, SHOWN = 80, KEY_SIZE = 96 };
 
 static const char *const hf_names[CR_LIN_COUNT] = {
@@ -234,14 +233,15 @@ static json_t *make_config(const cr_adapter *a)
 static enum cr_status write_config(const cr_adapter *a, const char *dir, struct cr_error *err)
 {
     json_t *config = make_config(a);
-    char *text = config ? json_dumps(config, JSON_INDENT(2) | JSON_REAL_PRECISION(17)) : NULL;
     char *path = cr_asprintf("%s/adapter_config.json", dir);
+    struct cr_buf text;
+    cr_buf_init(&text, MAX_CONFIG);
     enum cr_status status;
-    if (!text || !path)
+    if (!path || !config || !cr_json_text(&text, config, JSON_INDENT(2) | JSON_REAL_PRECISION(17)))
         status = cr_error_set(err, CR_NO_MEMORY, "%s: out of memory", dir);
     else
-        status = cr_file_write(path, text, strlen(text), err);
-    free(text);
+        status = cr_file_write(path, text.data, text.len, err);
+    cr_buf_deinit(&text);
     cr_free(path);
     json_decref(config);
     return status;

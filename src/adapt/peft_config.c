@@ -8,11 +8,11 @@
 
 #ifdef CRAYON_JSON
 
+#include "adapt/json_text.h"
 #include "base/log.h"
 #include "base/mem.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
-#include <jansson.h>
 #include <pcre2.h>
 #include <string.h>
 
@@ -93,9 +93,12 @@ static bool is_one_of(const json_t *v, const char *const *names, size_t n)
 static void refuse_setting(struct cr_refusals *bad, const char *key, const json_t *v,
                            const char *why)
 {
-    char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
-    cr_refuse(bad, CR_UNSUPPORTED, "%.*s = %.*s (%s)", SHOWN, key, SHOWN, text ? text : "?", why);
-    free(text);
+    struct cr_buf text;
+    cr_buf_init(&text, 1 << 16);
+    bool ok = cr_json_text(&text, v, JSON_ENCODE_ANY | JSON_COMPACT);
+    cr_refuse(bad, CR_UNSUPPORTED, "%.*s = %.*s (%s)", SHOWN, key, SHOWN, ok ? text.data : "...",
+              why);
+    cr_buf_deinit(&text);
 }
 
 static void check_settings(const json_t *root, struct cr_refusals *bad)
@@ -360,7 +363,7 @@ void cr_peft_config_scale(cr_peft_config *c, const char *key, uint64_t *rank, do
 {
     const struct pattern *r = first_match(c, &c->ranks, key);
     const struct pattern *a = first_match(c, &c->alphas, key);
-    *rank = r ? (uint64_t)r->value : c->r;
+    *rank = !r ? c->r : r->value >= 1 && r->value <= CR_LORA_MAX_RANK ? (uint64_t)r->value : 0;
     *alpha = a ? a->value : c->alpha;
 }
 

@@ -23,7 +23,7 @@ bool cr_peft_config_rslora(const cr_peft_config *c);
  * the target entries that were hit. */
 bool cr_peft_config_targets(cr_peft_config *c, const char *key, int layer);
 /* Rank and alpha of a module: the first pattern that matches "(.*\.)?(PATTERN)$", else r and
- * lora_alpha. */
+ * lora_alpha. A rank that was refused is given as 0. */
 void cr_peft_config_scale(cr_peft_config *c, const char *key, uint64_t *rank, double *alpha);
 /* Refuses target entries that no call of cr_peft_config_targets hit and patterns that failed; warns
  * about patterns that matched nothing. */

@@ -6,6 +6,7 @@
  */
 #include "adapt/safetensors.h"
 
+#include "adapt/json_text.h"
 #include "base/mem.h"
 
 #include <stdlib.h>
@@ -41,8 +42,6 @@ const char *cr_safetensors_note(const struct cr_safetensors *st, const char *key
 }
 
 #ifdef CRAYON_JSON
-#include <jansson.h>
-
 enum { SHOWN = 100 }; /* bytes of a name that go into a message */
 
 static const struct {
@@ -275,9 +274,9 @@ static json_t *tensor_entry(const struct cr_st_tensor *t, uint64_t at)
                      (json_int_t)at, (json_int_t)(at + t->bytes));
 }
 
-/* The JSON header. Free *text with free(). */
-static enum cr_status header_text(const struct cr_safetensors *st, const char *path, char **text,
-                                  struct cr_error *err)
+/* The JSON header. Free *text with cr_buf_deinit, also after a failure. */
+static enum cr_status header_text(const struct cr_safetensors *st, const char *path,
+                                  struct cr_buf *text, struct cr_error *err)
 {
     json_t *root = json_object(), *meta = json_object();
     bool ok = root && meta, twice = false;
@@ -292,16 +291,19 @@ static enum cr_status header_text(const struct cr_safetensors *st, const char *p
         ok = ok && !json_object_set_new(root, t->name, tensor_entry(t, at));
         at += t->bytes;
     }
-    *text = ok && !twice ? json_dumps(root, JSON_COMPACT) : NULL;
+    cr_buf_init(text, CR_ST_MAX_HEADER);
+    ok = ok && cr_json_text(text, root, JSON_COMPACT);
+    while (ok && text->len % 8) /* the data starts at a multiple of 8 */
+        ok = cr_buf_puts(text, " ");
     json_decref(meta);
     json_decref(root);
     if (twice)
         return cr_error_set(err, CR_INVALID, "%s: two tensors have one name", path);
-    return *text ? CR_OK
-                 : cr_error_set(err, CR_NO_MEMORY,
-                                "%s: cannot make the header: out of memory, or "
-                                "a name is not UTF-8",
-                                path);
+    return ok ? CR_OK
+              : cr_error_set(err, CR_NO_MEMORY,
+                             "%s: cannot make the header: out of memory, too large, or a name is "
+                             "not UTF-8",
+                             path);
 }
 
 enum cr_status cr_safetensors_write(const struct cr_safetensors *st, const char *path,
@@ -312,28 +314,24 @@ enum cr_status cr_safetensors_write(const struct cr_safetensors *st, const char 
             st->tensors[i].type != CR_BF16)
             return cr_error_set(err, CR_INVALID, "%s: %.*s: type %u is not F32, F16 or BF16", path,
                                 SHOWN, st->tensors[i].name, st->tensors[i].type);
-    char *text;
-    enum cr_status status = header_text(st, path, &text, err);
-    if (status != CR_OK)
-        return status;
-    size_t n = strlen(text), pad = (8 - n % 8) % 8;
-    uint64_t len = n + pad;
+    struct cr_buf text;
     struct cr_file_writer w;
-    status = cr_file_begin(&w, path, err);
+    enum cr_status status = header_text(st, path, &text, err);
+    uint64_t len = text.len;
+    if (status == CR_OK)
+        status = cr_file_begin(&w, path, err);
     if (status != CR_OK) {
-        free(text);
+        cr_buf_deinit(&text);
         return status;
     }
-    status = cr_file_add(&w, &len, sizeof len, err);
-    if (status == CR_OK)
-        status = cr_file_add(&w, text, n, err);
-    if (status == CR_OK)
-        status = cr_file_add(&w, "       ", pad, err);
-    for (size_t i = 0; i < st->n && status == CR_OK; i++)
-        status = cr_file_add(&w, st->tensors[i].data, st->tensors[i].bytes, err);
-    free(text);
-    if (status == CR_OK)
+    cr_file_add(&w, &len, sizeof len, err); /* after a failed add the writer ignores the rest */
+    cr_file_add(&w, text.data, text.len, err);
+    for (size_t i = 0; i < st->n; i++)
+        cr_file_add(&w, st->tensors[i].data, st->tensors[i].bytes, err);
+    cr_buf_deinit(&text);
+    if (w.status == CR_OK)
         return cr_file_commit(&w, err);
+    status = w.status;
     cr_file_abort(&w);
     return status;
 }

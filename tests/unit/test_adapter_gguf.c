@@ -158,7 +158,7 @@ static void test_attack_16_same_shapes_other_base(void **state)
 {
     (void)state;
     char hash[65];
-    strcpy(hash, cr_model_hash(fx_model));
+    snprintf(hash, sizeof hash, "%s", cr_model_hash(fx_model));
     hash[5] = hash[5] == '0' ? '1' : '0';
     fx_refused(fx_model, write_file((struct file){.hash = hash}), CR_INVALID, hash);
     fx_refused(fx_model, write_file((struct file){.hash = "short"}), CR_INVALID, "short");

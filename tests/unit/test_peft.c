@@ -274,7 +274,7 @@ static void test_attack_16_same_shapes_other_base(void **state)
     (void)state;
     char hash[65];
     struct cr_st_note note = {(char *)"crayon.base_hash", hash};
-    strcpy(hash, cr_model_hash(fx_model));
+    snprintf(hash, sizeof hash, "%s", cr_model_hash(fx_model));
     cr_adapter_close(fx_open(fx_model, write_dir(good_config, good, 4, &note)));
     hash[63] = hash[63] == '0' ? '1' : '0';
     fx_refused(fx_model, write_dir(good_config, good, 4, &note), CR_INVALID, hash);
