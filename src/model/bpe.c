@@ -96,6 +96,12 @@ static bool token_is(const cr_tokenizer *t, int32_t id, const char *text, size_t
            memcmp(t->bytes + t->offsets[id], text, len) == 0;
 }
 
+/* A part of a merge; many are single bytes. */
+static int32_t find_part(const cr_tokenizer *t, const char *text, size_t len)
+{
+    return len == 1 ? t->byte_ids[(unsigned char)*text] : cr_vocab_find(t, text, len);
+}
+
 /* "left right" -> a pair of ids and what they make. */
 static enum cr_status read_merge(const cr_tokenizer *t, const cr_gguf *g, size_t rank,
                                  struct cr_str s, struct cr_pair_slot *pair, struct cr_error *err)
@@ -110,8 +116,8 @@ static enum cr_status read_merge(const cr_tokenizer *t, const cr_gguf *g, size_t
     size_t n_right =
         cr_bpe_decode((struct cr_str){space + 1, s.n - (size_t)(space + 1 - s.p)}, text + n_left);
     int32_t guess = pair->merged + 1;
-    pair->left = cr_vocab_find(t, text, n_left);
-    pair->right = cr_vocab_find(t, text + n_left, n_right);
+    pair->left = find_part(t, text, n_left);
+    pair->right = find_part(t, text + n_left, n_right);
     pair->merged = token_is(t, guess, text, n_left + n_right)
                        ? guess
                        : cr_vocab_find(t, text, n_left + n_right);

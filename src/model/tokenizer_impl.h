@@ -9,7 +9,7 @@
 
 #include "model/tokenizer.h"
 
-/* Limits, each tested at limit and limit + 1. */
+/* Limits; the tests go one past each. */
 enum {
     CR_MAX_VOCAB = 1 << 22,
     CR_MAX_TOKEN_BYTES = 4096, /* bounds the work per byte of text; real vocabularies stay < 300 */

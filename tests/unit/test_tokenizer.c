@@ -394,6 +394,66 @@ static void test_files_without_tokens(void **state)
     unlink(path);
 }
 
+static void put_u64(struct cr_buf *b, uint64_t v)
+{
+    assert_true(cr_buf_add(b, &v, sizeof v)); /* tests run on little-endian machines */
+}
+
+static void put_u32(struct cr_buf *b, uint32_t v)
+{
+    assert_true(cr_buf_add(b, &v, sizeof v));
+}
+
+static void put_string(struct cr_buf *b, const char *s)
+{
+    put_u64(b, strlen(s));
+    assert_true(cr_buf_puts(b, s));
+}
+
+/* A file of n tokens without text. At the limit it goes on to miss the merges. */
+static void test_limits(void **state)
+{
+    (void)state;
+    enum { MAX_VOCAB = 1 << 22, MAX_TEXT = 1 << 28 };
+    for (int past = 0; past < 2; past++) {
+        uint64_t n = MAX_VOCAB + (uint64_t)past;
+        struct cr_buf b;
+        cr_buf_init(&b, SIZE_MAX / 2);
+        assert_true(cr_buf_puts(&b, "GGUF"));
+        put_u32(&b, 3);
+        put_u64(&b, 0);
+        put_u64(&b, 2);
+        put_string(&b, "tokenizer.ggml.model");
+        put_u32(&b, CR_GGUF_STRING);
+        put_string(&b, "gpt2");
+        put_string(&b, "tokenizer.ggml.tokens");
+        put_u32(&b, CR_GGUF_ARRAY);
+        put_u32(&b, CR_GGUF_STRING);
+        put_u64(&b, n);
+        char *empty = cr_alloc0(n, 8);
+        assert_true(cr_buf_add(&b, empty, 8 * n));
+        cr_free(empty);
+        cr_gguf *g;
+        cr_tokenizer *t;
+        struct cr_error err;
+        assert_int_equal(cr_gguf_parse(&g, b.data, b.len, "limit", &err), CR_OK);
+        assert_int_equal(cr_tokenizer_new(&t, g, &err), past ? CR_LIMIT : CR_FORMAT);
+        assert_non_null(strstr(err.msg, past ? "4194305" : "merges is missing"));
+        cr_gguf_close(g);
+        cr_buf_deinit(&b);
+    }
+    struct vocab v = bpe_vocab();
+    cr_gguf *g;
+    cr_tokenizer *t;
+    struct cr_error err;
+    struct cr_ids ids = {0};
+    assert_int_equal(open_vocab(&v, &g, &t, &err), CR_OK);
+    assert_int_equal(cr_tokenizer_encode(t, "", (size_t)MAX_TEXT + 1, 0, &ids, &err), CR_LIMIT);
+    assert_non_null(strstr(err.msg, "268435457"));
+    cr_tokenizer_free(t);
+    cr_gguf_close(g);
+}
+
 /* Every allocation fails once: the right status, nothing lost, nothing leaked. */
 static void test_out_of_memory(void **state)
 {
@@ -444,6 +504,7 @@ int main(void)
         cmocka_unit_test(test_attack_13_vocabulary),
         cmocka_unit_test(test_attack_13_long_token),
         cmocka_unit_test(test_files_without_tokens),
+        cmocka_unit_test(test_limits),
         cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
