@@ -55,6 +55,13 @@ static void wrap(struct cr_buf *out, const char *text, size_t at, size_t indent,
     cr_buf_puts(out, "\n");
 }
 
+/* Ends a helper buffer: what it could not hold is missing from `out` too. */
+static void drop(struct cr_buf *out, struct cr_buf *part)
+{
+    out->failed = out->failed || part->failed;
+    cr_buf_deinit(part);
+}
+
 /* The sentence of an option with its default, range and variable. */
 static void sentence(struct cr_buf *out, const struct cr_option *o)
 {
@@ -93,8 +100,8 @@ static void option_help(struct cr_buf *out, const struct cr_option *o)
             cr_buf_printf(out, "%*s", (int)(HELP_COLUMN - n), "");
         wrap(out, right.data, HELP_COLUMN, HELP_COLUMN, HELP_WIDTH);
     }
-    cr_buf_deinit(&left);
-    cr_buf_deinit(&right);
+    drop(out, &left);
+    drop(out, &right);
 }
 
 static bool takes(const struct cr_verb *v, const struct cr_option *o)
@@ -206,7 +213,7 @@ static void roff_paragraphs(struct cr_buf *out, const char *s)
         if (!one.failed)
             roff_text(out, one.data);
         cr_buf_puts(out, "\n");
-        cr_buf_deinit(&one);
+        drop(out, &one);
         s = end ? end + 2 : s + strlen(s);
     }
 }
@@ -248,14 +255,14 @@ static void roff_verb(struct cr_buf *out, const struct cr_verb *v)
             if (!text.failed)
                 roff_text(out, text.data);
             cr_buf_puts(out, ".\n");
-            cr_buf_deinit(&text);
+            drop(out, &text);
         }
     if (v->examples) {
         cr_buf_puts(out, ".PP\nExamples:\n.PP\n.nf\n");
         roff_text(out, v->examples);
         cr_buf_puts(out, "\n.fi\n");
     }
-    cr_buf_deinit(&line);
+    drop(out, &line);
 }
 
 void cr_manual_roff(struct cr_buf *out)
@@ -321,7 +328,7 @@ static void md_verb(struct cr_buf *out, const struct cr_verb *v)
             sentence(&text, o);
             if (!text.failed)
                 md_cell(out, text.data);
-            cr_buf_deinit(&text);
+            drop(out, &text);
             cr_buf_puts(out, " |\n");
         }
     cr_buf_puts(out, "| | and the options of every verb: ");

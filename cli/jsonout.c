@@ -57,6 +57,7 @@ static void quoted(struct cr_buf *out, const char *s, size_t n)
         }
     }
     cr_buf_puts(out, "\"");
+    out->failed = out->failed || clean.failed;
     cr_buf_deinit(&clean);
 }
 

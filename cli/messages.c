@@ -255,6 +255,8 @@ void cr_out_text(const char *text, size_t n)
         cr_buf_init(&b, 3 * n + 1);
         cr_sanitise(&b, text, n);
         cr_out(b.data, b.len);
+        if (b.failed && !out_error)
+            out_error = ENOMEM;
         cr_buf_deinit(&b);
     } else {
         cr_out(text, n);

@@ -250,6 +250,8 @@ static enum cr_status converse(struct run *r, struct cr_message *messages, size_
         int32_t *ids = NULL;
         size_t n;
         st = read_line(&input, &line, &r->err);
+        if (!line && !cr_msg_quiet())
+            fputs("\n", stderr); /* the prompt's line is still open */
         if (st || !line)
             break;
         messages[(*n_messages)++] = (struct cr_message){"user", line};
