@@ -52,6 +52,7 @@ INLINE void side_by_side(enum cr_type type, int T, const struct job *j, size_t t
         x[t] = (const void *)(j->x + (t0 + (size_t)t) * j->x_bytes);
         sums[t] = j->sums[t0 + (size_t)t];
         acc[t] = j->more ? v_load_mask(j->y + (t0 + (size_t)t) * j->ldy, j->mask) : v_zero();
+        __builtin_prefetch(j->y + (t0 + (size_t)t) * j->ldy, 1);
     }
     if (j->panel) {
         for (size_t b = 0; b < j->n_blocks; b++)

@@ -4,11 +4,14 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <pthread.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const level_names[CR_CPU_COUNT] = {"ref", "avx2", "avx512", "neon"};
+static const char *const level_names[CR_CPU_COUNT] = {"ref", "avx2", "avx512", "neon", "amx"};
 
 #if defined(__x86_64__)
 /* Not every compiler's __builtin_cpu_supports knows F16C. It works on the same registers as AVX. */
@@ -16,6 +19,28 @@ static bool has_f16c(void)
 {
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
+}
+
+/* Tiles and int8 products in the processor (CPUID 7.0, EDX bits 24 and 25), and the tiles' 8 KiB of
+ * state granted by the system: Linux gives it to a process that asks. */
+static bool has_amx(void)
+{
+#if defined(__linux__)
+    enum { REQUEST_STATE = 0x1023, TILE_DATA = 18 }; /* arch_prctl(2) */
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 3) == 3 &&
+           syscall(SYS_arch_prctl, REQUEST_STATE, TILE_DATA) == 0;
+#else
+    return false;
+#endif
+}
+
+static struct cr_kernels amx_table;
+static pthread_once_t amx_once = PTHREAD_ONCE_INIT;
+
+static void fill_amx(void)
+{
+    cr_kernels_fill_amx(&amx_table);
 }
 #endif
 
@@ -32,6 +57,8 @@ bool cr_cpu_has(enum cr_cpu level)
         return cr_cpu_has(CR_CPU_AVX2) && __builtin_cpu_supports("avx512f") &&
                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+    case CR_CPU_AMX:
+        return cr_cpu_has(CR_CPU_AVX512) && has_amx();
 #endif
     default:
         return false;
@@ -48,6 +75,9 @@ const struct cr_kernels *cr_kernels_level(enum cr_cpu level)
         return &cr_kernels_avx2;
     case CR_CPU_AVX512:
         return &cr_kernels_avx512;
+    case CR_CPU_AMX:
+        pthread_once(&amx_once, fill_amx);
+        return &amx_table;
 #endif
     default:
         return &cr_kernels_ref;
@@ -56,7 +86,8 @@ const struct cr_kernels *cr_kernels_level(enum cr_cpu level)
 
 enum cr_status cr_kernels_get(const struct cr_kernels **out, const char *name, struct cr_error *err)
 {
-    static const enum cr_cpu best_first[] = {CR_CPU_AVX512, CR_CPU_AVX2, CR_CPU_NEON, CR_CPU_REF};
+    static const enum cr_cpu best_first[] = {CR_CPU_AMX, CR_CPU_AVX512, CR_CPU_AVX2, CR_CPU_NEON,
+                                             CR_CPU_REF};
     *out = NULL;
     const char *asked = name ? name : getenv("CR_CPU");
     if (!asked || !*asked || strcmp(asked, "auto") == 0) {
@@ -76,6 +107,6 @@ enum cr_status cr_kernels_get(const struct cr_kernels **out, const char *name, s
                             best->name);
     }
     return cr_error_set(err, CR_INVALID,
-                        "CPU level \"%s\"%s: should be ref, avx2, avx512, neon or auto", asked,
+                        "CPU level \"%s\"%s: should be ref, avx2, avx512, amx, neon or auto", asked,
                         name ? "" : " (from $CR_CPU)");
 }

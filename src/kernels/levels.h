@@ -15,6 +15,7 @@ extern const struct cr_kernels cr_kernels_ref;
 #if defined(__x86_64__)
 extern const struct cr_kernels cr_kernels_avx2;
 extern const struct cr_kernels cr_kernels_avx512;
+void cr_kernels_fill_amx(struct cr_kernels *k);
 #elif defined(__aarch64__)
 extern const struct cr_kernels cr_kernels_neon;
 #endif

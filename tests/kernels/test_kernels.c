@@ -111,14 +111,14 @@ static void check_product_specials(enum cr_type type)
 static void test_matmul(enum cr_type type)
 {
     static const size_t rows[] = {0, 1, 2, 5, 8, 15, 16, 17, 24, 33},
-                        toks[] = {0, 1, 2, 3, 4, 5, 7, 13};
+                        toks[] = {0, 1, 2, 3, 4, 5, 7, 13, 8, 16, 23, 32};
     for (size_t l = 0; l < N_LENGTHS; l++) {
         size_t n = lengths[l];
         if (n % cr_type_info(type)->block != 0)
             continue;
         for (int trial = 0; trial < (n < 100 ? 12 : 3); trial++) {
-            check_product(type, rows[below(10)], toks[below(8)], n, INTEGERS);
-            check_product(type, rows[below(10)], toks[below(8)], n, RANDOM_REALS);
+            check_product(type, rows[below(10)], toks[below(12)], n, INTEGERS);
+            check_product(type, rows[below(10)], toks[below(12)], n, RANDOM_REALS);
         }
     }
     check_product(type, 18, 131, 64, RANDOM_REALS); /* more tokens than one pass takes */
@@ -477,7 +477,7 @@ static void test_attention(bool mix)
 
 static void test_dispatch(void)
 {
-    static const char *const names[] = {"ref", "avx2", "avx512", "neon"};
+    static const char *const names[] = {"ref", "avx2", "avx512", "neon", "amx"};
     const struct cr_kernels *k;
     struct cr_error err;
     CHECK(cr_kernels_get(&k, "sse9", &err) == CR_INVALID && !k && strstr(err.msg, "sse9"),
