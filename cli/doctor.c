@@ -66,6 +66,7 @@ static void machine(struct cr_facts *f)
     } levels[] = {{CR_CPU_REF, "ref"},
                   {CR_CPU_AVX2, "avx2"},
                   {CR_CPU_AVX512, "avx512"},
+                  {CR_CPU_AMX, "amx"},
                   {CR_CPU_NEON, "neon"}};
     struct utsname u;
     char cpu[256];

@@ -330,7 +330,7 @@ const struct cr_option cr_options[] = {
      .name = "cpu",
      .type = CR_ARG_CHOICE,
      .flags = CR_OF_ENV,
-     .value = "auto|ref|avx2|avx512|neon",
+     .value = "auto|ref|avx2|avx512|amx|neon",
      .preset = "auto",
      .help = "level of the arithmetic kernels"},
     /* ---- sampling ---- */
