@@ -10,6 +10,8 @@
 #include "lora_fixture.h"
 #include "model/gguf.h"
 
+#include <sys/stat.h>
+
 /* A file with one pair on blk.0.attn_q (64 x 64, rank 2), changed by the fields that are set. */
 struct file {
     const char *general_type, *adapter_type, *arch, *hash, *prefix;
@@ -272,21 +274,17 @@ static void test_truncated_at_every_byte(void **state)
 {
     (void)state;
     const char *path = write_file((struct file){.alpha = 4});
-    char *data;
-    size_t len, before = cr_mem_now();
-    struct cr_error err;
-    assert_int_equal(cr_file_read(path, 1 << 20, &data, &len, &err), CR_OK);
-    for (size_t n = 0; n < len; n++) {
+    struct stat st;
+    assert_int_equal(stat(path, &st), 0);
+    size_t before = cr_mem_now();
+    for (off_t n = st.st_size - 1; n >= 0; n--) {
         cr_adapter *a = NULL;
-        FILE *f = fopen(path, "wb"); /* faster than the writer that syncs */
-        assert_non_null(f);
-        assert_int_equal(fwrite(data, 1, n, f), n);
-        fclose(f);
+        struct cr_error err;
+        assert_int_equal(truncate(path, n), 0);
         enum cr_status status = cr_adapter_open(&a, fx_model, path, &err);
         assert_true(status == CR_FORMAT || status == CR_UNSUPPORTED);
         assert_null(a);
     }
-    cr_free(data);
     assert_int_equal(cr_mem_now(), before);
 }
 

@@ -350,23 +350,18 @@ static void test_truncated_at_every_byte(void **state)
     cr_pool *p = random_pool(CR_POOL_SHARED, CR_POOL_LIBRARY);
     write_pool(p, fx_path("p.gguf"), CR_F16);
     cr_pool_close(p);
-    char *data;
-    size_t len, before = cr_mem_now();
-    struct cr_error err;
-    assert_int_equal(cr_file_read(fx_path("p.gguf"), 1 << 24, &data, &len, &err), CR_OK);
-    size_t header = len < 6000 ? len : 6000; /* then every 97th byte of the values */
     char path[256];
-    snprintf(path, sizeof path, "%s", fx_path("cut.gguf"));
-    for (size_t n = 0; n < len; n += n < header ? 1 : 97) {
-        FILE *f = fopen(path, "wb");
-        assert_non_null(f);
-        assert_int_equal(fwrite(data, 1, n, f), n);
-        fclose(f);
+    struct stat st;
+    snprintf(path, sizeof path, "%s", fx_path("p.gguf"));
+    assert_int_equal(stat(path, &st), 0);
+    size_t before = cr_mem_now();
+    for (off_t n = st.st_size - 1; n >= 0; n -= n > 6000 ? 97 : 1) { /* the header is 6000 bytes */
+        struct cr_error err;
+        assert_int_equal(truncate(path, n), 0);
         enum cr_status status = cr_pool_open(&p, fx_model, path, &err);
         assert_true(status == CR_FORMAT || status == CR_UNSUPPORTED);
         assert_null(p);
     }
-    cr_free(data);
     assert_int_equal(cr_mem_now(), before);
 }
 
