@@ -4,10 +4,6 @@
  * R rows of the part of a layer after attention: T, but the answer rows alone in the last layer.
  * y_ext rows are [outputs, u = A x] as lowrank.h says; the u columns of `o` and `down`, whose
  * outputs are added to the residual stream at once, are kept apart.
- *
- * A weight matrix is dequantised into scratch each time it is used, followed by the rows of A: at
- * some hundred tokens per product that costs about a fiftieth of the product, and saves a float32
- * copy of the model.
  */
 #include "tune/backward.h"
 
@@ -34,6 +30,7 @@ struct kept {   /* of one layer, for the way back */
 struct cr_pass {
     const cr_model *m;
     const struct cr_lowrank *p;
+    const struct cr_frozen *frozen;
     const struct cr_pass_shared *tables;
     struct kept *layers;    /* [n_layers] */
     float *last;            /* [answers, E] output of the last layer */
@@ -120,15 +117,16 @@ static float *carve(struct carver *c, size_t n)
     return piece;
 }
 
-static void carve_pass(struct cr_pass *s, const cr_model *m, const struct cr_lowrank *p,
+static void carve_pass(struct cr_pass *s, const struct cr_frozen *f,
                        const struct cr_pass_shape *shape, struct carver *c)
 {
-    size_t t = shape->n_tokens, e = (size_t)m->n_embd, widest_in = 0, widest_ld = 0, w = 0;
+    const cr_model *m = f->m;
+    const struct cr_lowrank *p = f->p;
+    size_t t = shape->n_tokens, e = (size_t)m->n_embd, widest_in = 0, widest_ld = 0;
     const struct cr_stage_shape *st = p->stage;
     for (int i = 0; i < CR_STAGE_COUNT; i++) {
         widest_in = most(widest_in, st[i].n_in);
         widest_ld = most(widest_ld, st[i].ld);
-        w = most(w, st[i].ld * st[i].n_in);
     }
     for (int l = 0; l < m->n_layers; l++) {
         struct kept kept, *k = s->layers ? &s->layers[l] : &kept;
@@ -142,7 +140,7 @@ static void carve_pass(struct cr_pass *s, const cr_model *m, const struct cr_low
         k->u_d = carve(c, r * st[CR_STAGE_DOWN].n_u);
     }
     s->last = carve(c, shape->n_answers * e);
-    s->w = carve(c, most(w, VOCAB_BLOCK * e));
+    s->w = carve(c, most(cr_frozen_scratch(f, t), VOCAB_BLOCK * e));
     s->y = carve(c, t * widest_ld);
     s->dx = carve(c, t * e);
     s->wide = carve(c, t * widest_in);
@@ -154,13 +152,13 @@ static void carve_pass(struct cr_pass *s, const cr_model *m, const struct cr_low
     s->low = carve(c, cr_lowrank_scratch(p, t, shape->n_groups));
 }
 
-size_t cr_pass_bytes(const cr_model *m, const struct cr_lowrank *p, const struct cr_pass_shape *s)
+size_t cr_pass_bytes(const struct cr_frozen *f, const struct cr_pass_shape *s)
 {
     struct cr_pass none = {0};
     struct carver c = {0};
-    carve_pass(&none, m, p, s, &c);
+    carve_pass(&none, f, s, &c);
     return c.n * sizeof(float) + s->n_tokens * (sizeof *none.limit + sizeof *none.row) +
-           (size_t)m->n_layers * sizeof *none.layers + sizeof none;
+           (size_t)f->m->n_layers * sizeof *none.layers + sizeof none;
 }
 
 size_t cr_pass_shared_bytes(const cr_model *m, const struct cr_pass_shape *s)
@@ -190,19 +188,21 @@ void cr_pass_shared_deinit(struct cr_pass_shared *t)
     t->rope = t->rope_back = NULL;
 }
 
-enum cr_status cr_pass_new(cr_pass **out, const cr_model *m, const struct cr_lowrank *p,
+enum cr_status cr_pass_new(cr_pass **out, const struct cr_frozen *f,
                            const struct cr_pass_shared *tables, const struct cr_pass_shape *shape,
                            struct cr_error *err)
 {
+    const cr_model *m = f->m;
     struct carver c = {0};
     *out = NULL;
     cr_pass *s = cr_alloc0(1, sizeof *s);
     if (!s)
         goto fail;
     s->m = m;
-    s->p = p;
+    s->p = f->p;
+    s->frozen = f;
     s->tables = tables;
-    carve_pass(s, m, p, shape, &c);
+    carve_pass(s, f, shape, &c);
     s->layers = cr_alloc0((size_t)m->n_layers, sizeof *s->layers);
     s->limit = cr_alloc(shape->n_tokens, sizeof *s->limit);
     s->row = cr_alloc(shape->n_tokens, sizeof *s->row);
@@ -210,7 +210,7 @@ enum cr_status cr_pass_new(cr_pass **out, const cr_model *m, const struct cr_low
     if (!s->layers || !s->limit || !s->row || !s->block)
         goto fail;
     c = (struct carver){s->block, 0};
-    carve_pass(s, m, p, shape, &c);
+    carve_pass(s, f, shape, &c);
     *out = s;
     return CR_OK;
 fail:
@@ -233,28 +233,11 @@ void cr_pass_free(cr_pass *s)
 
 /* ---- parts ---- */
 
-/* W_ext of a stage: its linears' rows, then A. */
-static const float *stage_weights(cr_pass *s, const float *params, int layer, enum cr_stage stage)
-{
-    const struct cr_stage_shape *st = &s->p->stage[stage];
-    float *to = s->w;
-    for (int i = 0; i < st->n_lins; i++) {
-        const struct cr_matrix *w = cr_model_linear(s->m, layer, st->lin[i]);
-        for (int r = 0; r < w->n_out; r++, to += st->n_in)
-            s->m->k->dequantize[w->type](to, (const char *)w->data + (size_t)r * w->row_bytes,
-                                         st->n_in);
-    }
-    memcpy(to, params + cr_lowrank_a(s->p, layer, stage), st->n_u * st->n_in * sizeof *to);
-    return s->w;
-}
-
 /* y_ext [rows, ld] = x W_ext^T, and the low-rank part. */
 static void stage_forward(cr_pass *s, const float *params, int layer, enum cr_stage stage,
                           const struct cr_groups *g, const float *x, float *y)
 {
-    const struct cr_stage_shape *st = &s->p->stage[stage];
-    const float *w = stage_weights(s, params, layer, stage);
-    cr_gemm_nt(g->begin[g->n], st->ld, st->n_in, 1.0f, x, st->n_in, w, st->n_in, 0.0f, y, st->ld);
+    cr_frozen_forward(s->frozen, params, layer, stage, x, g->begin[g->n], y, s->w);
     cr_lowrank_forward(s->p, params, layer, stage, g, y, s->low);
 }
 
@@ -270,13 +253,9 @@ static void stage_back(cr_pass *s, const float *params, int layer, enum cr_stage
                        const struct cr_groups *g, const float *u, size_t ldu, float *dx,
                        struct grads *to)
 {
-    const struct cr_stage_shape *st = &s->p->stage[stage];
     cr_lowrank_back(s->p, params, layer, stage, g, s->y, u, ldu, to->da, s->low);
-    if (!dx)
-        return;
-    const float *w = stage_weights(s, params, layer, stage);
-    cr_gemm_nn(g->begin[g->n], st->n_in, st->ld, 1.0f, s->y, st->ld, w, st->n_in, 0.0f, dx,
-               st->n_in);
+    if (dx)
+        cr_frozen_back(s->frozen, params, layer, stage, s->y, g->begin[g->n], dx, s->w);
 }
 
 /* After stage_back, once the stage's input x is there: gradient of A, and everything into place. */
@@ -304,7 +283,7 @@ static void norm_rows_back(const cr_pass *s, float *dx, const float *dy, const f
 {
     size_t e = (size_t)s->m->n_embd;
     for (size_t t = 0; t < rows; t++)
-        cr_rmsnorm_back(dx + t * e, dy + t * e, x + t * e, w, e, s->m->norm_eps);
+        s->p->k->rmsnorm_back(dx + t * e, dy + t * e, x + t * e, w, e, s->m->norm_eps);
 }
 
 static void head_norms(const cr_pass *s, float *x, const float *w, int n_heads)
@@ -366,6 +345,7 @@ static struct cr_attention attention_of(const cr_pass *s, int layer, const struc
     size_t t = b->seq[seq];
     return (struct cr_attention){
         .kernels = m->k,
+        .train = s->p->k,
         .n_heads = m->n_heads,
         .n_kv_heads = m->n_kv_heads,
         .head_dim = m->head_dim,
@@ -474,8 +454,8 @@ static void feed_forward_back(cr_pass *s, const float *params, int layer, size_t
     stage_add(s, layer, CR_STAGE_DOWN, g, s->in, to);
 
     for (size_t i = 0; i < n_q; i++)
-        cr_silu_mul_back(s->y + i * ld, s->y + i * ld + f, s->wide + i * f, k->gu + i * ld,
-                         k->gu + i * ld + f, f);
+        s->p->k->silu_mul_back(s->y + i * ld, s->y + i * ld + f, s->wide + i * f, k->gu + i * ld,
+                               k->gu + i * ld + f, f);
     stage_back(s, params, layer, CR_STAGE_GATE_UP, g, k->gu + 2 * f, ld, s->wide, to);
     norm_rows(s, s->in, k->mid, s->m->layers[layer].ffn_norm, n_q);
     stage_add(s, layer, CR_STAGE_GATE_UP, g, s->in, to);
@@ -495,7 +475,7 @@ static void rotate_back(const cr_pass *s, float *d, const float *raw, const floa
             dy[i] = at[i];
             at[i] = 0;
         }
-        cr_rmsnorm_back(at, dy, raw + (size_t)h * dim, w, dim, s->m->norm_eps);
+        s->p->k->rmsnorm_back(at, dy, raw + (size_t)h * dim, w, dim, s->m->norm_eps);
     }
 }
 

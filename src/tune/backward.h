@@ -12,7 +12,7 @@
 #ifndef CR_BACKWARD_H
 #define CR_BACKWARD_H
 
-#include "tune/lowrank.h"
+#include "tune/frozen.h"
 
 struct cr_micro {
     size_t n_tokens, n_seqs, n_answers;
@@ -47,7 +47,7 @@ struct cr_pass_shape { /* the most that any micro-batch has */
 typedef struct cr_pass cr_pass;
 
 /* Bytes of one pass (one per worker), and of the rotation tables that all share. */
-size_t cr_pass_bytes(const cr_model *m, const struct cr_lowrank *p, const struct cr_pass_shape *s);
+size_t cr_pass_bytes(const struct cr_frozen *f, const struct cr_pass_shape *s);
 size_t cr_pass_shared_bytes(const cr_model *m, const struct cr_pass_shape *s);
 
 struct cr_pass_shared { /* tables for positions 0..longest-1 */
@@ -57,8 +57,8 @@ enum cr_status cr_pass_shared_init(struct cr_pass_shared *t, const cr_model *m,
                                    const struct cr_pass_shape *s, struct cr_error *err);
 void cr_pass_shared_deinit(struct cr_pass_shared *t);
 
-/* m, p and tables are borrowed. Free with cr_pass_free. */
-enum cr_status cr_pass_new(cr_pass **out, const cr_model *m, const struct cr_lowrank *p,
+/* The frozen weights and the tables are borrowed. Free with cr_pass_free. */
+enum cr_status cr_pass_new(cr_pass **out, const struct cr_frozen *f,
                            const struct cr_pass_shared *tables, const struct cr_pass_shape *s,
                            struct cr_error *err);
 void cr_pass_free(cr_pass *pass);

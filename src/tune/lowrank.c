@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Both forms of a pool as matrix products. The scratch of a stage: B_eff or scaled u of one linear
+ * Both forms of a pool as matrix products: thin ones by the kernels of train.h, which beat BLAS
+ * several times there, wider ones by BLAS. The scratch of a stage: B_eff or scaled u of one linear
  * first, then dB of each linear, then dA; _back fills it, _add empties it into the gradients. So
  * all that is costly happens before the workers have to queue for the common gradients.
  */
@@ -25,6 +26,7 @@ void cr_lowrank_init(struct cr_lowrank *p, const cr_model *m, enum cr_pool_form 
                      int rank, float alpha, const bool target[CR_LIN_COUNT], size_t n_weight_rows)
 {
     memset(p, 0, sizeof *p);
+    p->k = cr_train_kernels_get(m->k->level);
     p->form = form;
     p->n = n;
     p->rank = rank;
@@ -125,7 +127,41 @@ static size_t db_at(const struct cr_lowrank *p, const struct cr_stage_shape *st,
     return at;
 }
 
-/* B_eff [groups, n_out, r] = s a B, or B itself where there is but one adapter of weight 1. */
+/* ---- products with a thin factor ---- */
+
+enum { THIN = 32 }; /* widest rank for which the thin kernels win */
+
+/* y [rows, n] += u [rows, r] b [r, n] */
+static void out(const struct cr_lowrank *p, float *y, size_t ldy, const float *u, size_t ldu,
+                const float *b, size_t rows, size_t r, size_t n)
+{
+    if (r <= THIN)
+        p->k->thin_out(y, ldy, u, ldu, b, n, rows, r, n);
+    else
+        cr_gemm_nn(rows, n, r, 1.0f, u, ldu, b, n, 1.0f, y, ldy);
+}
+
+/* u [rows, r] = y [rows, n] b^T */
+static void in(const struct cr_lowrank *p, float *u, size_t ldu, const float *y, size_t ldy,
+               const float *b, size_t rows, size_t r, size_t n)
+{
+    if (r <= THIN)
+        p->k->thin_in(u, ldu, y, ldy, b, n, rows, r, n);
+    else
+        cr_gemm_nt(rows, r, n, 1.0f, y, ldy, b, n, 0.0f, u, ldu);
+}
+
+/* c [r, n] = u^T y */
+static void outer(const struct cr_lowrank *p, float *c, const float *u, size_t ldu, const float *y,
+                  size_t ldy, size_t rows, size_t r, size_t n)
+{
+    if (r <= THIN)
+        p->k->thin_outer(c, n, u, ldu, y, ldy, rows, r, n);
+    else
+        cr_gemm_tn(r, n, rows, 1.0f, u, ldu, y, ldy, 0.0f, c, n);
+}
+
+/* B_eff^T [groups, r, n_out] = s a B^T. */
 static const float *mixed_b(const struct cr_lowrank *p, const struct cr_groups *g, const float *b,
                             size_t size, float *to)
 {
@@ -161,17 +197,17 @@ void cr_lowrank_forward(const struct cr_lowrank *p, const float *params, int lay
         size_t n_out = st->lin_out[i], size = n_out * r;
         if (p->form == CR_POOL_SEPARATE) {
             scale_u(p, g, u, st->ld, scratch);
-            cr_gemm_nt(rows, n_out, r, 1.0f, scratch, r, b, r, 1.0f, y, st->ld);
+            out(p, y, st->ld, scratch, r, b, rows, r, n_out);
             continue;
         }
         const float *mixed = mixed_b(p, g, b, size, scratch);
         for (size_t k = 0; k < g->n; k++)
-            cr_gemm_nt(g->begin[k + 1] - g->begin[k], n_out, r, 1.0f, u + g->begin[k] * st->ld,
-                       st->ld, mixed + k * size, r, 1.0f, y + g->begin[k] * st->ld, st->ld);
+            out(p, y + g->begin[k] * st->ld, st->ld, u + g->begin[k] * st->ld, st->ld,
+                mixed + k * size, g->begin[k + 1] - g->begin[k], r, n_out);
     }
 }
 
-/* du = B_eff^T dy; dB_eff = dy^T u per group; da_n += s <dB_eff, B_n>. */
+/* du = B_eff^T dy; dB_eff^T = u^T dy per group; da_n += s <dB_eff, B_n>. */
 static void back_shared(const struct cr_lowrank *p, const struct cr_stage_shape *st, int i,
                         const struct cr_groups *g, const float *b, float *dy_ext, const float *u,
                         size_t ldu, float *da, float *scratch, float *db)
@@ -181,15 +217,15 @@ static void back_shared(const struct cr_lowrank *p, const struct cr_stage_shape 
     for (size_t k = 0; k < g->n; k++) {
         size_t at = g->begin[k], rows = g->begin[k + 1] - at;
         const float *dy = dy_ext + at * st->ld + st->out_at[i];
-        cr_gemm_nn(rows, r, n_out, 1.0f, dy, st->ld, mixed + k * size, r, 0.0f,
-                   dy_ext + at * st->ld + st->u_at[i], st->ld);
-        cr_gemm_tn(n_out, r, rows, 1.0f, dy, st->ld, u + at * ldu, ldu, 0.0f, db + k * size, r);
+        in(p, dy_ext + at * st->ld + st->u_at[i], st->ld, dy, st->ld, mixed + k * size, rows, r,
+           n_out);
+        outer(p, db + k * size, u + at * ldu, ldu, dy, st->ld, rows, r, n_out);
     }
     if (p->learn_weights)
         cr_gemm_nt(g->n, n, size, p->scale, db, size, b, size, 1.0f, da, n);
 }
 
-/* With v = s a u: dv = B^T dy, dB = dy^T v, da_n += s <dv_n, u_n>, du = s a dv. */
+/* With v = s a u: dv = dy B, dB^T = v^T dy, da_n += s <dv_n, u_n>, du = s a dv. */
 static void back_separate(const struct cr_lowrank *p, const struct cr_stage_shape *st, int i,
                           const struct cr_groups *g, const float *b, float *dy_ext, const float *u,
                           size_t ldu, float *da, float *scratch, float *db)
@@ -198,8 +234,8 @@ static void back_separate(const struct cr_lowrank *p, const struct cr_stage_shap
     const float *dy = dy_ext + st->out_at[i];
     float *du = dy_ext + st->u_at[i];
     scale_u(p, g, u, ldu, scratch);
-    cr_gemm_tn(n_out, r, rows, 1.0f, dy, st->ld, scratch, r, 0.0f, db, r);
-    cr_gemm_nn(rows, r, n_out, 1.0f, dy, st->ld, b, r, 0.0f, du, st->ld);
+    outer(p, db, scratch, r, dy, st->ld, rows, r, n_out);
+    in(p, du, st->ld, dy, st->ld, b, rows, r, n_out);
     for (size_t k = 0; k < g->n; k++) {
         const float *a = g->a + k * (size_t)p->n;
         for (size_t t = g->begin[k]; t < g->begin[k + 1]; t++) {
@@ -235,8 +271,8 @@ void cr_lowrank_back_a(const struct cr_lowrank *p, enum cr_stage stage, const st
                        const float *dy_ext, const float *x, size_t ldx, float *scratch)
 {
     const struct cr_stage_shape *st = &p->stage[stage];
-    cr_gemm_tn(st->n_u, st->n_in, g->begin[g->n], 1.0f, dy_ext + st->n_out, st->ld, x, ldx, 0.0f,
-               scratch + db_at(p, st, g, st->n_lins), st->n_in);
+    outer(p, scratch + db_at(p, st, g, st->n_lins), dy_ext + st->n_out, st->ld, x, ldx,
+          g->begin[g->n], st->n_u, st->n_in);
 }
 
 void cr_lowrank_add(const struct cr_lowrank *p, int layer, enum cr_stage stage,
@@ -263,29 +299,31 @@ void cr_lowrank_add(const struct cr_lowrank *p, int layer, enum cr_stage stage,
     }
 }
 
+/* to [n_out, r] = from^T [r, n_out] */
+static void transpose(float *to, const float *from, size_t rank, size_t n_out)
+{
+    for (size_t o = 0; o < n_out; o++)
+        for (size_t j = 0; j < rank; j++)
+            to[o * rank + j] = from[j * n_out + o];
+}
+
 void cr_lowrank_export(const struct cr_lowrank *p, const float *params, cr_pool *pool)
 {
-    size_t rank = (size_t)p->rank, n = (size_t)p->n;
+    size_t rank = (size_t)p->rank;
     for (int layer = 0; layer < p->n_layers; layer++) {
         for (int s = 0; s < CR_STAGE_COUNT; s++) {
             const struct cr_stage_shape *st = &p->stage[s];
+            const float *a = params + cr_lowrank_a(p, layer, (enum cr_stage)s);
             for (int i = 0; i < st->n_lins; i++) {
                 struct cr_pool_pair *to = &pool->pairs[layer * CR_LIN_COUNT + (int)st->lin[i]];
                 const float *b = params + cr_lowrank_b(p, layer, (enum cr_stage)s, i);
+                size_t one = rank * st->lin_out[i];
                 if (!st->target[i])
                     continue;
-                memcpy(to->a,
-                       params + cr_lowrank_a(p, layer, (enum cr_stage)s) +
-                           (st->u_at[i] - st->n_out) * st->n_in,
+                memcpy(to->a, a + (st->u_at[i] - st->n_out) * st->n_in,
                        p->r * st->n_in * sizeof(float));
-                if (p->form == CR_POOL_SHARED) {
-                    memcpy(to->b, b, n * st->lin_out[i] * rank * sizeof(float));
-                    continue;
-                }
-                for (size_t k = 0; k < n; k++)
-                    for (size_t o = 0; o < st->lin_out[i]; o++)
-                        memcpy(to->b + (k * st->lin_out[i] + o) * rank, b + o * p->r + k * rank,
-                               rank * sizeof(float));
+                for (size_t n = 0; n < (size_t)p->n; n++)
+                    transpose(to->b + n * one, b + n * one, rank, st->lin_out[i]);
             }
         }
     }

@@ -15,14 +15,15 @@
  * so that one product gives y and u = A x, and in the backward pass one product with
  * dy_ext = [dy, du] gives dx = W^T dy + A^T du. A row of y_ext is therefore [y..., u...].
  *
- * Layout of the parameters: per layer and stage A of all its linears, then B per linear (SHARED
- * [N, n_out, r], SEPARATE [n_out, N r]); after all layers the weights a [n_weight_rows, N].
+ * Layout of the parameters: per layer and stage A of all its linears, then the transposed B of each
+ * linear, B^T [N, r, n_out]; after all layers the weights a [n_weight_rows, N].
  */
 #ifndef CR_LOWRANK_H
 #define CR_LOWRANK_H
 
 #include "adapt/pool.h"
 #include "base/rng.h"
+#include "kernels/train.h"
 
 enum cr_stage { CR_STAGE_QKV, CR_STAGE_O, CR_STAGE_GATE_UP, CR_STAGE_DOWN, CR_STAGE_COUNT };
 
@@ -39,6 +40,7 @@ struct cr_stage_shape {
 };
 
 struct cr_lowrank {
+    const struct cr_train_kernels *k;
     enum cr_pool_form form;
     int n, rank, n_layers;
     bool learn_weights; /* a is trained: its gradient is computed */

@@ -41,52 +41,6 @@ void cr_gemm_tn(size_t m, size_t n, size_t k, float alpha, const float *a, size_
                     alpha, a, (blasint)lda, b, (blasint)ldb, beta, c, (blasint)ldc);
 }
 
-/* With r = 1 / sqrt(mean(x^2) + eps): dx_i = r w_i dy_i - x_i r^3 / n * sum_j w_j dy_j x_j. */
-void cr_rmsnorm_back(float *dx, const float *dy, const float *x, const float *w, size_t n,
-                     float eps)
-{
-    double squares = 0, mixed = 0;
-    for (size_t i = 0; i < n; i++) {
-        squares += (double)x[i] * x[i];
-        mixed += (double)w[i] * dy[i] * x[i];
-    }
-    double r = 1 / sqrt(squares / (double)n + (double)eps);
-    float scale = (float)r, pull = (float)(r * r * r * mixed / (double)n);
-    for (size_t i = 0; i < n; i++)
-        dx[i] += scale * w[i] * dy[i] - pull * x[i];
-}
-
-/* exp(x) by 2^n * p(r), x = n ln 2 + r, |r| <= ln 2 / 2 (Cephes coefficients, about 2 ulp). No
- * branch and no call, so that the compiler makes vectors of it. */
-static inline float exp_poly(float x)
-{
-    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-    float n = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: rounds to an integer */
-    n -= 12582912.0f;
-    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    int32_t bits = ((int32_t)n + 127) << 23;
-    float scale;
-    memcpy(&scale, &bits, sizeof scale);
-    return p * scale;
-}
-
-void cr_silu_mul_back(float *restrict dg, float *restrict du, const float *restrict df,
-                      const float *restrict g, const float *restrict u, size_t n)
-{
-    for (size_t i = 0; i < n; i++) {
-        float s = 1.0f / (1.0f + exp_poly(-g[i]));
-        dg[i] = df[i] * u[i] * s * (1.0f + g[i] * (1.0f - s));
-        du[i] = df[i] * g[i] * s;
-    }
-}
-
 void cr_rope_row(const cr_model *m, float *x, int n_heads, const float *cs)
 {
     size_t d = (size_t)m->head_dim;
@@ -180,8 +134,7 @@ void cr_attention_back(const struct cr_attention *a, const float *o, const float
             cr_gemm_nt(rows, n_kv, d, 1.0f, out, ldo, a->v + kv_at, a->ldv, 0.0f, dp, n_kv);
             for (size_t i = 0; i < rows; i++) {
                 float sum = a->kernels->dot(out + i * ldo, o + (begin + i) * ldo + at, d);
-                for (size_t j = 0; j < n_kv; j++)
-                    dp[i * n_kv + j] = p[i * n_kv + j] * (dp[i * n_kv + j] - sum) * scale;
+                a->train->softmax_back(dp + i * n_kv, p + i * n_kv, sum, scale, n_kv);
             }
             cr_gemm_nn(rows, d, n_kv, 1.0f, dp, n_kv, a->k + kv_at, a->ldk, 0.0f,
                        dq + begin * lddq + at, lddq);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The operations of a transformer layer with their gradients, on rows of float32. What the kernel
- * table has (norm, softmax, SiLU, rotation) is taken from there; matrix products are BLAS calls.
+ * The operations of a transformer layer with their gradients, on rows of float32, beyond what the
+ * kernel tables have (norm, softmax, SiLU, rotation). Matrix products are BLAS calls.
  * Each runs on the calling thread and writes no more than the rows it is given.
  *
  * Legend: ld* floats from one row to the next; d + name is the gradient of the loss by name.
@@ -9,6 +9,7 @@
 #ifndef CR_OPS_H
 #define CR_OPS_H
 
+#include "kernels/train.h"
 #include "model/model.h"
 
 /* C[m, n] = alpha * op(A) op(B) + beta * C, row-major; op is ^T where the letter is T. */
@@ -21,13 +22,6 @@ void cr_gemm_tn(size_t m, size_t n, size_t k, float alpha, const float *a, size_
 /* From now on BLAS calls of this process run on the thread that makes them. */
 void cr_gemm_single_thread(void);
 
-/* dx += gradient of y = x * w / sqrt(mean(x^2) + eps), one row of n. */
-void cr_rmsnorm_back(float *dx, const float *dy, const float *x, const float *w, size_t n,
-                     float eps);
-/* Gradient of f = silu(g) * u: dg = df * u * s * (1 + g * (1 - s)), du = df * g * s, with
- * s = 1 / (1 + exp(-g)). */
-void cr_silu_mul_back(float *dg, float *du, const float *df, const float *g, const float *u,
-                      size_t n);
 /* Rotates n_heads heads of a row; cs [head_dim] holds (cos, sin) pairs of its position. The
  * gradient is the same call with a table whose sines are negated. */
 void cr_rope_row(const cr_model *m, float *x, int n_heads, const float *cs);
@@ -43,6 +37,7 @@ float cr_cross_entropy(const struct cr_kernels *k, float *logits, size_t n, int3
  * q [n_q, H * D], k and v [n_kv, G * D], o [n_q, H * D]; head h reads kv head h / (H / G). */
 struct cr_attention {
     const struct cr_kernels *kernels;
+    const struct cr_train_kernels *train;
     int n_heads, n_kv_heads, head_dim;
     size_t n_q, n_kv;
     const float *q, *k, *v;

@@ -126,6 +126,18 @@ static enum cr_status check_options(const struct cr_train_options *o, struct cr_
     return status;
 }
 
+static enum cr_status choose_precision(cr_trainer *t, struct cr_error *err)
+{
+    bool can = cr_train_kernels_get(t->m->k->level)->bf16_matmul != NULL;
+    if (t->opt.precision == CR_TRAIN_BF16 && !can)
+        return cr_error_set(err, CR_UNSUPPORTED,
+                            "training: this CPU (level %s) has no fast bfloat16 products",
+                            t->m->k->name);
+    t->bf16 = can && t->opt.precision != CR_TRAIN_F32;
+    t->plan.precision = t->bf16 ? "bfloat16" : "float32";
+    return CR_OK;
+}
+
 /* ---- plan ---- */
 
 /* All that decides the result. Threads do not. */
@@ -139,11 +151,12 @@ static enum cr_status write_settings(cr_trainer *t, struct cr_error *err)
             targets[n++] = "qkvogud"[i];
     cr_data_hash(&t->data, hash);
     t->settings = cr_asprintf(
-        "base=%s\ndata=%s\nkind=%s\nform=%s\nmode=%s\nn=%d\nrank=%d\nalpha=%.9g\ntargets=%s\n"
+        "base=%s\ndata=%s\nprecision=%s\nkind=%s\nform=%s\nmode=%s\nn=%d\nrank=%d\nalpha=%."
+        "9g\ntargets=%s\n"
         "steps=%ld\nrows=%zu\ntokens_per_step=%d\ntokens_per_batch=%d\nlr=%.9g\nlr_weights=%.9g\n"
         "beta1=%.9g\nbeta2=%.9g\nweight_decay=%.9g\nwarm_up=%.9g\nlr_end=%.9g\nclip=%.9g\n"
         "seed=%llu\n",
-        cr_model_hash(t->m), hash, kinds[o->kind],
+        cr_model_hash(t->m), hash, t->plan.precision, kinds[o->kind],
         o->form == CR_POOL_SHARED ? "shared" : "separate", o->hard ? "hard" : "soft", o->n, o->rank,
         (double)o->alpha, targets, t->plan.n_steps, t->rows_total, o->tokens_per_step,
         o->tokens_per_batch, (double)o->lr, (double)o->lr_weights, (double)o->beta1,
@@ -184,23 +197,26 @@ static enum cr_status plan_memory(cr_trainer *t, size_t most_rows, size_t most_m
     uint64_t pool = (uint64_t)t->low.n_adapter * (t->opt.type == CR_F16 ? 6 : 8);
     p->n_params = n;
     p->params_bytes = 2 * n * sizeof(float) + cr_adamw_bytes(n);
+    struct cr_frozen frozen = {.m = t->m, .p = &t->low, .bf16 = t->bf16};
+    p->weights_bytes = cr_frozen_bytes(t->m, &t->low, t->bf16);
     p->activations_bytes =
-        threads * cr_pass_bytes(t->m, &t->low, &t->shape) + cr_pass_shared_bytes(t->m, &t->shape);
-    if (p->activations_bytes < pool) /* the pool is made when the activations are gone */
-        p->activations_bytes = pool;
+        threads * cr_pass_bytes(&frozen, &t->shape) + cr_pass_shared_bytes(t->m, &t->shape);
+    if (p->activations_bytes + p->weights_bytes < pool) /* the pool is made when they are gone */
+        p->activations_bytes = pool - p->weights_bytes;
     p->data_bytes = cr_data_bytes(&t->data) +
                     cr_packed_bytes(t->batcher.tokens_per_step, most_rows, most_micros, t->opt.n) +
                     (t->table ? t->data.n_rows * (size_t)t->opt.n * sizeof(float) : 0) +
                     (size_t)p->n_steps * sizeof(float);
-    p->total_bytes = p->params_bytes + p->activations_bytes + p->data_bytes;
+    p->total_bytes = p->weights_bytes + p->params_bytes + p->activations_bytes + p->data_bytes;
     p->available_bytes = t->opt.memory_limit ? t->opt.memory_limit : cr_memory_available();
     if (p->total_bytes <= p->available_bytes)
         return CR_OK;
     return cr_error_set(err, CR_LIMIT,
-                        "training needs %.0f MiB (pool and its gradients %.0f, activations of %zu "
-                        "threads %.0f, data %.0f), %.0f MiB are available: use fewer threads, "
-                        "smaller batches or fewer adapters",
-                        (double)p->total_bytes / 1048576, (double)p->params_bytes / 1048576,
+                        "training needs %.0f MiB (%s weights %.0f, pool and its gradients %.0f, "
+                        "activations of %zu threads %.0f, data %.0f), %.0f MiB are available: use "
+                        "fewer threads, smaller batches or fewer adapters",
+                        (double)p->total_bytes / 1048576, p->precision,
+                        (double)p->weights_bytes / 1048576, (double)p->params_bytes / 1048576,
                         threads, (double)p->activations_bytes / 1048576,
                         (double)p->data_bytes / 1048576, (double)p->available_bytes / 1048576);
 }
@@ -328,6 +344,8 @@ enum cr_status cr_trainer_new(cr_trainer **out, cr_model *m, const struct cr_tra
     fill_defaults(&t->opt, m);
     enum cr_status status = check_options(&t->opt, err);
     if (!status)
+        status = choose_precision(t, err);
+    if (!status)
         status = own_strings(t, opt, err);
     struct cr_data_options data = {opt->files,        opt->n_files, t->opt.rows_per_task,
                                    t->opt.max_tokens, t->opt.seed,  opt->kind == CR_POOL_CENTROID};
@@ -363,6 +381,7 @@ fail:
 
 static void free_passes(cr_trainer *t)
 {
+    cr_frozen_deinit(&t->frozen);
     for (int i = 0; i < CR_MAX_THREADS; i++) {
         cr_pass_free(t->passes[i]);
         t->passes[i] = NULL;
@@ -414,10 +433,9 @@ const char *cr_trainer_task(const cr_trainer *t, size_t i, size_t *n_rows)
 
 static enum cr_status make_passes(cr_trainer *t, struct cr_error *err)
 {
-    enum cr_status status = CR_OK;
+    enum cr_status status = cr_frozen_init(&t->frozen, t->m, &t->low, t->bf16, err);
     for (int i = 0; i < cr_threads_count(t->m->threads) && !status; i++)
-        if (!t->passes[i])
-            status = cr_pass_new(&t->passes[i], t->m, &t->low, &t->rope, &t->shape, err);
+        status = cr_pass_new(&t->passes[i], &t->frozen, &t->rope, &t->shape, err);
     return status;
 }
 
@@ -438,6 +456,7 @@ static double run_step(cr_trainer *t, double *norm)
     double loss = 0;
     cr_batcher_next(&t->batcher, t->rows_total - t->rows_done);
     cr_packed_fill(&t->packed, &t->batcher, t->table ? t->table : t->params + t->low.weights_at);
+    cr_frozen_refresh(&t->frozen, t->params);
     cr_turns_reset(&t->turns);
     cr_threads_run_dynamic(t->m->threads, t->packed.n_micros, 1, run_micros, t);
     for (size_t k = 0; k < t->packed.n_micros; k++)

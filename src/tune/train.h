@@ -35,6 +35,11 @@ enum {
     CR_TRAIN_MAX_STEPS = 1000000
 };
 
+/* Of the products with the frozen weights; all else is float32. AUTO: bfloat16 where the CPU has
+ * matrix instructions for it (AMX, or VDPBF16PS on AMD), which keeps 4 bytes a weight in memory;
+ * else float32, which dequantises at each use and keeps nothing. */
+enum cr_train_precision { CR_TRAIN_AUTO, CR_TRAIN_F32, CR_TRAIN_BF16 };
+
 struct cr_train_progress {
     long step, n_steps; /* steps done, of how many */
     float loss;         /* of this step */
@@ -66,6 +71,7 @@ struct cr_train_options {
     float epochs;         /* when steps is 0 */
     int tokens_per_step;  /* packed tokens in a step; 0: 12288 */
     int tokens_per_batch; /* packed tokens of a micro-batch: memory against speed; 0: 384 */
+    enum cr_train_precision precision;
     float lr, lr_weights; /* lr_weights (of a): 0: 10 * lr */
     float beta1, beta2, weight_decay;
     float warm_up; /* share of the steps */
@@ -95,6 +101,8 @@ struct cr_train_plan {
     long n_steps, steps_per_epoch;
     double epochs;
     uint64_t n_params;          /* that are trained */
+    const char *precision;      /* "float32" or "bfloat16" */
+    uint64_t weights_bytes;     /* packed frozen weights */
     uint64_t params_bytes;      /* adapters, gradients, both moments */
     uint64_t activations_bytes; /* of all threads */
     uint64_t data_bytes;

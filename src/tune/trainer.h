@@ -15,6 +15,8 @@ struct cr_trainer {
     uint32_t *key; /* [n_rows] which weights a row has: task, cluster, row, or 0 */
     float *table;  /* [keys, N] weights that are not learned; library: NULL, they are params */
     struct cr_lowrank low;
+    struct cr_frozen frozen;
+    bool bf16;
     struct cr_batcher batcher;
     struct cr_packed packed;
     struct cr_pass_shape shape;

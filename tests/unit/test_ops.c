@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Every operation of tune/ops.c against finite differences of its own forward. */
+/* Every operation of a layer against finite differences of its own forward. */
 #include "gradient.h"
 #include "tune/ops.h"
 
@@ -29,6 +29,7 @@ static void expect(const char *what, double error, double bound)
 enum { N = 64 };
 struct row {
     const struct cr_kernels *k;
+    const struct cr_train_kernels *t;
     float x[N], u[N], w[N], c[N], y[N];
     cr_model m;
     float cs[N];
@@ -69,6 +70,7 @@ static void start_row(struct row *r)
 {
     memset(r, 0, sizeof *r);
     r->k = kernels();
+    r->t = cr_train_kernels_get(r->k->level);
     fill_normal(r->x, N, 1, 1);
     fill_normal(r->u, N, 1, 2);
     fill_normal(r->w, N, 1, 3);
@@ -81,11 +83,11 @@ static void rmsnorm_gradient(void **state)
     struct row r;
     float g[N] = {0};
     start_row(&r);
-    cr_rmsnorm_back(g, r.c, r.x, r.w, N, 1e-5f);
+    r.t->rmsnorm_back(g, r.c, r.x, r.w, N, 1e-5f);
     expect("rmsnorm", gradient_error(norm_value, &r, r.x, g, N, 1e-2, 5), 1e-3);
     float twice[N];
     memcpy(twice, g, sizeof g);
-    cr_rmsnorm_back(twice, r.c, r.x, r.w, N, 1e-5f); /* it adds */
+    r.t->rmsnorm_back(twice, r.c, r.x, r.w, N, 1e-5f); /* it adds */
     for (int i = 0; i < N; i++)
         expect("added", fabs((double)twice[i] - 2 * (double)g[i]), 1e-6);
 }
@@ -97,11 +99,11 @@ static void silu_gradient(void **state)
     float dg[N], du[N];
     start_row(&r);
     r.x[0] = 30, r.x[1] = -30, r.x[2] = 0;
-    cr_silu_mul_back(dg, du, r.c, r.x, r.u, N);
+    r.t->silu_mul_back(dg, du, r.c, r.x, r.u, N);
     expect("silu, gate", gradient_error(silu_value, &r, r.x, dg, N, 1e-2, 6), 1e-3);
     expect("silu, up", gradient_error(silu_value, &r, r.u, du, N, 1e-2, 7), 1e-3);
     r.x[0] = -200, r.x[1] = 200; /* no overflow far out */
-    cr_silu_mul_back(dg, du, r.c, r.x, r.u, N);
+    r.t->silu_mul_back(dg, du, r.c, r.x, r.u, N);
     assert_true(fabsf(dg[0]) < 1e-20f && fabsf(du[0]) < 1e-20f);
     expect("far out", fabs((double)dg[1] - (double)(r.c[1] * r.u[1])), 1e-6);
 }
@@ -189,6 +191,7 @@ static void start_attention(struct attention_case *t, size_t n_q)
     for (size_t i = 0; i < n_q; i++)
         t->limit[i] = (int32_t)(T - (n_q - 1 - i) * (n_q < T ? 2 : 1));
     t->a = (struct cr_attention){.kernels = kernels(),
+                                 .train = cr_train_kernels_get(CR_CPU_REF),
                                  .n_heads = H,
                                  .n_kv_heads = G,
                                  .head_dim = D,

@@ -312,11 +312,10 @@ static void loss_is_that_of_the_engine(void **state)
     const char *one[] = {files.animal};
     o.files = one;
     o.n_files = 1;
+    o.precision = CR_TRAIN_F32;
     o.kind = CR_POOL_LORA;
     o.n = 1;
-    o.steps = 1;
     o.tokens_per_step = 1000;
-    o.epochs = 0;
     o.out = NULL;
     o.checkpoint = files.checkpoint;
     o.checkpoint_s = -1;

@@ -78,6 +78,8 @@ static struct tiny *tiny_new(enum cr_arch arch, uint32_t type)
         t->freq[i] = powf(10000, -(float)i / (TINY_DIM / 2));
     if (cr_kernels_get(&m->k, NULL, NULL)) /* the level of this machine */
         return NULL;
+    if (cr_threads_new(&m->threads, 1, NULL))
+        return NULL;
     m->embd = tiny_matrix(t, type, TINY_VOCAB, TINY_EMBD);
     m->output = tiny_matrix(t, type, TINY_VOCAB, TINY_EMBD);
     m->output_norm = tiny_vector(t, TINY_EMBD, 1, 0.2);
@@ -125,6 +127,7 @@ static void tiny_free(struct tiny *t)
 {
     for (int i = 0; i < t->n_owned; i++)
         cr_free(t->owned[i]);
+    cr_threads_free(t->m.threads);
     cr_free(t);
 }
 

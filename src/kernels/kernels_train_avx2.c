@@ -1,0 +1,6 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The training kernels built for AVX2 and FMA. */
+#include "kernels/train_body.h"
+#include "kernels/train_levels.h"
+
+const struct cr_train_kernels cr_train_avx2 = {TRAIN_KERNELS("avx2")};
