@@ -170,8 +170,10 @@ static enum cr_status serve(const struct cr_args *a, struct cr_setup *setup, str
         if (status == CR_OK) {
             const char *host = cr_arg_text(a, CR_OPT_HOST);
             bool v6 = strchr(host, ':') != NULL;
-            cr_outf("http://%s%s%s:%d/v1\n", v6 ? "[" : "", host, v6 ? "]" : "",
-                    cr_server_port(server));
+            char url[300];
+            int n_url = snprintf(url, sizeof url, "http://%s%s%s:%d/v1\n", v6 ? "[" : "", host,
+                                 v6 ? "]" : "", cr_server_port(server));
+            cr_out_text(url, (size_t)n_url); /* flushed: a script waits for it */
             cr_note("serving %s and %zu palettes; SIGTERM or Ctrl-C ends it", opt.model_name,
                     shelf->n);
             int got;

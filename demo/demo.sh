@@ -33,46 +33,51 @@ say "1. A model of 15 million parameters, and a pool of base adapters trained on
 show info "$model" --quiet
 show pool info "$pool" --quiet | head -n 16
 
-say "2. Your examples: voice commands and what they ask for. The pool has never seen this task."
-head -n 3 demo/snips.jsonl | cut -c 1-110
+say "2. Your examples: what people ask an assistant, and the name of what they want."
+head -n 3 demo/clinc150.jsonl | cut -c 1-110
 
-say "3. Blend: examples become weights. No training; before and after are measured on held-out lines."
-show blend -m "$model" --pool "$pool" --examples demo/snips.jsonl -o "$work/snips.palette"
+say "3. Blend: examples become weights, without training. The pool is not told which task this is."
+show blend -m "$model" --pool "$pool" --examples demo/clinc150.jsonl --level measured \
+    -o "$work/mine.palette"
 
-say "4. The same questions to the base model and to the blend."
-right_base=0 right_blend=0 n=0
-ask() { # QUESTION ANSWER
+say "4. The same requests to the base model and to the blend."
+ask() { # REQUEST
     local base blend
     base=$("$crayon" run -m "$model" --raw -p "Question: $1
-Answer:" -n 8 --temp 0 --stop $'\n' --quiet 2> /dev/null)
-    blend=$("$crayon" run -m "$model" --palette "$work/snips.palette" --raw -p "Question: $1
-Answer:" -n 8 --temp 0 --stop $'\n' --quiet 2> /dev/null)
-    printf '  %-58.58s  base: %-24.24s blend: %s\n' "$1" "${base# }" "${blend# }"
+Answer:" -n 8 --temp 0 --stop $'\n' --quiet)
+    blend=$("$crayon" run -m "$model" --palette "$work/mine.palette" --raw -p "Question: $1
+Answer:" -n 8 --temp 0 --stop $'\n' --quiet)
+    printf '  %-52.52s  base: "%.24s"  blend: "%.24s"\n' "$1" "${base# }" "${blend# }"
 }
-ask "Will it rain in Lisbon tomorrow morning?"
-ask "Put this song on my summer hits playlist."
-ask "Book a table for four at a sushi place tonight."
+ask "what is the weather like in lisbon tomorrow"
+ask "please transfer 100 dollars to my savings account"
+ask "play some jazz from the sixties"
 
-say "5. A question outside of the task goes to a bigger model: a second crayon, on loopback."
+say "5. A task that the pool has never seen: voice commands (SNIPS). Measured on held-out lines."
+show blend -m "$model" --pool "$pool" --examples demo/snips.jsonl --shots 12 --level refined \
+    -o "$work/snips.palette" --quiet | grep -E '^(solver|evaluations|before|after|verdict)'
+
+say "6. A question outside of the task goes to a bigger model: a second crayon, on loopback."
 if [ -f "$big" ]; then
     "$crayon" serve -m "$big" --port 0 --quiet > "$work/url" 2> "$work/server.log" &
     server=$!
-    for _ in $(seq 100); do
+    for _ in $(seq 300); do
         [ -s "$work/url" ] && break
         sleep 0.1
     done
     url=$(head -n 1 "$work/url")
-    show route calibrate -m "$model" --palette "$work/snips.palette" --examples demo/snips.jsonl \
-        --budget 0.1 --quiet
+    show route calibrate -m "$model" --palette "$work/mine.palette" --examples demo/clinc150.jsonl \
+        --budget 0.1 --quiet | head -n 8
+    send=(--upstream "$url" --upstream-model "$(basename "$big" .gguf)" --rule crayon --budget 0.1
+        --yes --temp 0)
     echo "- in scope, answered here:"
-    show run -m "$model" --palette "$work/snips.palette" --raw --temp 0 -n 8 --stop $'\n' \
-        --upstream "$url" --upstream-model "$(basename "$big" .gguf)" --rule crayon --budget 0.1 --yes \
-        -p $'Question: Play the new album by Adele.\nAnswer:'
+    show run -m "$model" --palette "$work/mine.palette" --raw -n 8 --stop $'\n' "${send[@]}" \
+        -p "Question: please transfer 100 dollars to my savings account
+Answer:"
     echo "- out of scope, handed on after this preview:"
-    show run -m "$model" --palette "$work/snips.palette" --temp 0 -n 40 \
-        --upstream "$url" --upstream-model "$(basename "$big" .gguf)" --rule crayon --budget 0.1 --yes \
+    show run -m "$model" --palette "$work/mine.palette" --raw -n 40 "${send[@]}" \
         -p "What is the capital of France, and which river runs through it?"
-    say "6. The receipt: everything that left the device."
+    say "7. The receipt: everything that left the device."
     show ledger
 else
     echo "skip: SmolLM2-135M-Instruct is not on this machine; \`make models\` fetches it (93 MB)."
