@@ -92,7 +92,7 @@ struct cr_eval {
 /* Mean over the tasks of a group, with the 95 % interval of a bootstrap over tasks and over the
  * rows of each; and the same for the difference from another row on the same draws. */
 struct cr_eval_stat {
-    size_t n_tasks, n_rows;
+    size_t n_tasks, n_rows, n_short; /* n_short: rows without options */
     double mean, low, high;
     double diff, diff_low, diff_high;
 };

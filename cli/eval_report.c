@@ -59,7 +59,7 @@ enum cr_status cr_eval_statistic(const struct cr_eval *e, size_t group, size_t r
 {
     size_t *tasks = cr_alloc(e->tasks.n, sizeof *tasks), n = 0;
     double *means = cr_alloc(2 * DRAWS, sizeof *means);
-    *out = (struct cr_eval_stat){0, 0, NAN, NAN, NAN, NAN, NAN, NAN};
+    *out = (struct cr_eval_stat){0, 0, 0, NAN, NAN, NAN, NAN, NAN, NAN};
     if (!tasks || !means) {
         cr_free(tasks);
         cr_free(means);
@@ -71,6 +71,7 @@ enum cr_status cr_eval_statistic(const struct cr_eval *e, size_t group, size_t r
             continue;
         tasks[n++] = t;
         out->n_rows += cell(e, t, row)->m.n;
+        out->n_short += cell(e, t, row)->m.n_short;
         sum += cell(e, t, row)->m.accuracy;
         other += cell(e, t, against)->m.accuracy;
     }
@@ -125,9 +126,11 @@ static void group_table(const struct report *r, struct cr_buf *b)
         char name[64];
         if (!any->n_tasks)
             continue;
-        cr_buf_printf(b, "%s: %zu tasks, %zu rows; accuracy in %%, mean over tasks\n",
+        cr_buf_printf(b,
+                      "%s: %zu tasks, %zu rows, %zu of them short answers (exact match); accuracy "
+                      "in %%, mean over tasks\n",
                       cr_facts_clean(e->groups[g], strlen(e->groups[g]), name, sizeof name),
-                      any->n_tasks, any->n_rows);
+                      any->n_tasks, any->n_rows, any->n_short);
         cr_buf_printf(b, "  %-*s %6s  %-15s %7s  %-15s %7s%s\n", NAME_WIDTH, "row", "mean", "95 %",
                       "against", "95 %", "loss", cr_arg_flag(e->a, CR_OPT_F1) ? "      F1" : "");
         for (size_t k = 0; k < e->rows.n; k++) {

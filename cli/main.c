@@ -83,6 +83,7 @@ int main(int argc, char **argv)
 {
     keep_standard_streams();
     signal(SIGPIPE, SIG_IGN); /* seen as a write error; cr_out_finish then ends quietly */
+    signal(SIGXFSZ, SIG_IGN); /* a file size limit is a write error too, not a sudden end */
     cr_msg_init();
     struct cr_args args;
     struct cr_error err;
