@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Completion scripts for bash, zsh and fish, written from table.c: verbs, their second words, the
- * options of each verb, and choices or file names for values.
+ * Completion scripts for bash, zsh and fish, written from the tables: verbs, their second words,
+ * the options of each verb, and choices or file names for values.
  */
 #include "options.h"
 

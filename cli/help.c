@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* `--help`, the man page (roff) and docs/cli.md (markdown), all written from table.c. */
+/* `--help`, the man page (roff) and docs/cli.md (markdown), all written from the tables. */
 #include "options.h"
 
 #include <string.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The command line parser. It knows no verb and no option by name: everything comes from table.c.
- * Nothing is copied; values point into argv or the environment.
+ * The command line parser. It knows no verb and no option by name: everything comes from the
+ * tables. Nothing is copied; values point into argv or the environment.
  */
 #include "options.h"
 
@@ -583,7 +583,7 @@ void cr_args_deinit(struct cr_args *a)
 
 static const struct cr_value *value_of(const struct cr_args *a, enum cr_opt id)
 {
-    assert(a->v[id].opt && "the verb does not take this option: see table.c");
+    assert(a->v[id].opt && "the verb does not take this option: see table_options.c");
     return &a->v[id];
 }
 

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One table of verbs and one table of options (table.c) make the parser, `--help`, the man page,
- * docs/cli.md and the shell completions, so that they cannot differ.
+ * One table of verbs (table.c) and one of options (table_options.c) make the parser, `--help`, the
+ * man page, docs/cli.md and the shell completions, so that they cannot differ.
  *
- * To add an option: a name in enum cr_opt and a row in table.c. To add a verb: a name in enum
- * cr_verb_id, a row in table.c, one function `int cr_cli_VERB(const struct cr_args *)` declared in
- * verbs.h, in a file of its own, and its bit in the rows of the options that it takes. Then run
- * `crayon man --format markdown > docs/cli.md`; a test compares them.
+ * To add an option: a name in enum cr_opt and a row in table_options.c. To add a verb: a name in
+ * enum cr_verb_id, a row in table.c, one function `int cr_cli_VERB(const struct cr_args *)`
+ * declared in verbs.h, in a file of its own, and its bit in the rows of the options that it takes.
+ * Then run `crayon man --format markdown > docs/cli.md`; a test compares them.
  *
  * Rules of the command line: options stand anywhere; `--name value`, `--name=value`, `-n value`,
  * `-nvalue`; letters of flags may be joined; `--` ends options; `-` alone is an operand; the last
