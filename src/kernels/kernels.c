@@ -59,6 +59,9 @@ bool cr_cpu_has(enum cr_cpu level)
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
     case CR_CPU_AMX:
         return cr_cpu_has(CR_CPU_AVX512) && has_amx();
+#elif defined(__aarch64__)
+    case CR_CPU_NEON:
+        return true;
 #endif
     default:
         return false;
@@ -78,6 +81,9 @@ const struct cr_kernels *cr_kernels_level(enum cr_cpu level)
     case CR_CPU_AMX:
         pthread_once(&amx_once, fill_amx);
         return &amx_table;
+#elif defined(__aarch64__)
+    case CR_CPU_NEON:
+        return &cr_kernels_neon;
 #endif
     default:
         return &cr_kernels_ref;

@@ -11,7 +11,7 @@
  *     v_load_f16(p) v_load_bf16(p) v_load_i8(p)       LANES values widened to float
  *     v_store_f16(p, v)                               round to nearest even
  *     v_add v_sub v_mul v_div                         v_fma(a, b, c) = a b + c, rounded once
- *     v_max(a, b) v_min(a, b)                         b where either is NaN
+ *     v_max(a, b) v_min(a, b)                         NaN where b is NaN
  *     v_round(v) v_scale(v, k)                        to nearest even; v 2^k, rounded once
  *     v_sum(v) v_sum_4(y, a, b, c, d) v_top(v)        over lanes, one fixed tree; v_sum_4 stores 4
  *
