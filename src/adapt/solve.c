@@ -11,12 +11,17 @@
 #include <math.h>
 #include <string.h>
 
+/* Eight sums side by side: a fixed order, and no wait for the one before. */
 static double dot(const float *a, const float *b, int n)
 {
-    double s = 0;
-    for (int i = 0; i < n; i++)
-        s += (double)a[i] * (double)b[i];
-    return s;
+    double s[8] = {0};
+    int i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int j = 0; j < 8; j++)
+            s[j] += (double)a[i + j] * (double)b[i + j];
+    for (; i < n; i++)
+        s[0] += (double)a[i] * (double)b[i];
+    return ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
 }
 
 static const char *const solver_names[CR_SOLVE_COUNT] = {
