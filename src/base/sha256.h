@@ -3,6 +3,7 @@
 #ifndef CR_SHA256_H
 #define CR_SHA256_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -10,7 +11,9 @@ struct cr_sha256 {
     uint32_t h[8];
     uint64_t n_bytes;
     uint8_t block[64];
+    bool hardware; /* set by init where the CPU has the instructions; tests clear it */
 };
+bool cr_sha256_has_hardware(void);
 void cr_sha256_init(struct cr_sha256 *s);
 void cr_sha256_add(struct cr_sha256 *s, const void *data, size_t n);
 /* 64 lower-case hex digits and a NUL. */
