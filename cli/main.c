@@ -6,6 +6,8 @@
 #include "route/offline.h"
 #endif
 
+#include "base/guard.h"
+
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -82,6 +84,7 @@ static int run(const struct cr_args *a)
 int main(int argc, char **argv)
 {
     keep_standard_streams();
+    cr_guard_install();
     signal(SIGPIPE, SIG_IGN); /* seen as a write error; cr_out_finish then ends quietly */
     signal(SIGXFSZ, SIG_IGN); /* a file size limit is a write error too, not a sudden end */
     cr_msg_init();

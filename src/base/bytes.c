@@ -2,6 +2,7 @@
 /* Cursor, buffer, mapping and atomic writer. Only little-endian 64-bit machines are supported. */
 #include "base/bytes.h"
 
+#include "base/guard.h"
 #include "base/mem.h"
 
 #include <errno.h>
@@ -185,6 +186,7 @@ enum cr_status cr_map_open(struct cr_map *m, const char *path, struct cr_error *
         }
         m->data = p;
         m->size = (size_t)st.st_size;
+        cr_guard_add(m->data, m->size);
     }
     close(fd);
     return CR_OK;
@@ -192,8 +194,10 @@ enum cr_status cr_map_open(struct cr_map *m, const char *path, struct cr_error *
 
 void cr_map_close(struct cr_map *m)
 {
-    if (m->data)
+    if (m->data) {
+        cr_guard_remove(m->data);
         munmap((void *)(uintptr_t)m->data, m->size);
+    }
     *m = (struct cr_map){0};
 }
 

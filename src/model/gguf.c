@@ -8,6 +8,7 @@
  */
 #include "model/gguf.h"
 
+#include "base/guard.h"
 #include "base/mem.h"
 
 #include <inttypes.h>
@@ -441,6 +442,11 @@ const void *cr_gguf_bytes(const cr_gguf *g)
 const char *cr_gguf_name(const cr_gguf *g)
 {
     return g->name;
+}
+
+bool cr_gguf_damaged(const cr_gguf *g)
+{
+    return cr_guard_damaged(g->map.data);
 }
 
 size_t cr_gguf_n_kv(const cr_gguf *g)

@@ -62,7 +62,7 @@ enum {
 };
 
 /* Maps and checks a file. Free with cr_gguf_close. The file may be replaced (by rename) or removed
- * while it is open, but must not be cut short in place. */
+ * while it is open, but must not be cut short in place: see base/guard.h. */
 enum cr_status cr_gguf_open(cr_gguf **out, const char *path, struct cr_error *err);
 /* The same over memory that outlives the handle and is aligned to 8 bytes; `name` is used in
  * messages. */
@@ -80,6 +80,7 @@ size_t cr_gguf_n_tensors(const cr_gguf *g);
 const struct cr_tensor *cr_gguf_tensor_at(const cr_gguf *g, size_t i);
 const struct cr_tensor *cr_gguf_tensor(const cr_gguf *g, const char *name); /* NULL: absent */
 const char *cr_gguf_name(const cr_gguf *g);                                 /* for messages */
+bool cr_gguf_damaged(const cr_gguf *g); /* the file was cut short while mapped */
 
 /* Typed reads. An absent key leaves *out alone and returns CR_NOT_FOUND without a message when
  * `required` is false; a wrong type is always CR_FORMAT naming key, wanted and found type. Integer

@@ -30,7 +30,7 @@
 #include <string.h>
 
 enum {
-    CHUNK = 512,     /* tokens in one pass: enough to keep the kernels busy */
+    CHUNK = 256,     /* tokens in one pass: enough to keep the kernels busy, few enough for L2 */
     ROW_GRAIN = 16,  /* rows of a matrix that stay on one thread */
     TOKEN_GRAIN = 4, /* tokens of elementwise work that stay on one thread */
     RANK_TILE = 64,  /* ranks of a delta applied at a time; bounds `low` without knowing the rank */
@@ -561,6 +561,15 @@ static enum cr_status check_room(const cr_session *s, size_t n, struct cr_error 
     return CR_OK;
 }
 
+/* What was computed from a damaged file is worth nothing. */
+static enum cr_status check_file(cr_session *s, struct cr_error *err)
+{
+    if (!cr_gguf_damaged(s->m->gguf))
+        return CR_OK;
+    cr_session_reset(s);
+    return cr_error_set(err, CR_IO, "%s: the file was cut short while in use", s->m->path);
+}
+
 static enum cr_status check_token(const cr_session *s, size_t i, const struct cr_batch_token *t,
                                   struct cr_error *err)
 {
@@ -604,7 +613,7 @@ enum cr_status cr_session_run(cr_session *s, const struct cr_batch *b, struct cr
         run_chunk(s, n, b);
         done += n;
     }
-    return CR_OK;
+    return check_file(s, err);
 }
 
 /* ---- one sequence ---- */
@@ -671,7 +680,7 @@ enum cr_status cr_session_sync(cr_session *s, const int32_t *ids, size_t n, size
     append(s, ids + same, n - same);
     if (n_run)
         *n_run = n - same;
-    return CR_OK;
+    return check_file(s, err);
 }
 
 enum cr_status cr_session_step(cr_session *s, int32_t id, struct cr_error *err)
@@ -681,9 +690,10 @@ enum cr_status cr_session_step(cr_session *s, int32_t id, struct cr_error *err)
         cr_session_truncate(s, s->n_ids); /* cells of another batch are not part of the sequence */
     if (status == CR_OK)
         status = check_room(s, 1, err);
-    if (status == CR_OK)
-        append(s, &id, 1);
-    return status;
+    if (status != CR_OK)
+        return status;
+    append(s, &id, 1);
+    return check_file(s, err);
 }
 
 void cr_session_set_delta(cr_session *s, const cr_delta *delta)
