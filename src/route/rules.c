@@ -38,6 +38,11 @@ void cr_decision_why(struct cr_decision *d, const char *fmt, ...)
     memcpy(d->why, clean.msg, sizeof d->why);
 }
 
+static const char *label(const struct cr_palette *p)
+{
+    return p->name && *p->name ? p->name : "given";
+}
+
 enum cr_status cr_rule_ready(enum cr_rule r, double budget, const cr_palette *p, bool options,
                              struct cr_error *err)
 {
@@ -52,18 +57,18 @@ enum cr_status cr_rule_ready(enum cr_rule r, double budget, const cr_palette *p,
                             names[r]);
     if (p->calibration.n_rows == 0)
         return cr_error_set(err, CR_INVALID,
-                            "rule %s: palette %s has no calibration: run \"crayon route "
+                            "rule %s: the palette (%s) has no calibration: run \"crayon route "
                             "calibrate\" once, or use --rule random",
-                            names[r], p->name);
+                            names[r], label(p));
     if (r != CR_RULE_SCOPE && p->calibration.options != options)
-        return cr_error_set(err, CR_INVALID,
-                            "rule %s: palette %s is calibrated for %s, this answer is %s", names[r],
-                            p->name, p->calibration.options ? "options" : "generated text",
-                            options ? "an option" : "generated text");
+        return cr_error_set(
+            err, CR_INVALID, "rule %s: the palette (%s) is calibrated for %s, this answer is %s",
+            names[r], label(p), p->calibration.options ? "options" : "generated text",
+            options ? "an option" : "generated text");
     if (r != CR_RULE_CONF && !p->calibration.has_scope)
         return cr_error_set(err, CR_INVALID,
-                            "rule %s: palette %s has no scope statistics; use --rule conf",
-                            names[r], p->name);
+                            "rule %s: the palette (%s) has no scope statistics; use --rule conf",
+                            names[r], label(p));
     return CR_OK;
 }
 
