@@ -8,7 +8,6 @@ Rounds are interleaved: ours, theirs, ours, theirs; medians and spreads are over
 runs when its program is named in the environment:
   CRAYON_LLAMA_BENCH   llama-bench of llama.cpp     prefill and decode tokens/s
   CRAYON_LLAMA_SIMPLE  llama-simple of llama.cpp    whole process, 16-token prompt, 1 token
-  CRAYON_PEFT_PYTHON   a Python with torch, transformers, peft: add_weighted_adapter
 CRAYON names our program (build/crayon).
 """
 import argparse
@@ -25,6 +24,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 CRAYON = os.environ.get("CRAYON", os.path.join(ROOT, "build", "crayon"))
+PROMPT_16 = "the sea was calm and the small boat went on along the grey coast until night"
 WORDS = "the sea was calm and the small boat went on along the grey coast until night fell "
 
 
@@ -41,22 +41,12 @@ def run(cmd, **kw):
 
 
 def text_of(model, n_tokens):
-    """A text of exactly n tokens of this model, made of plain words."""
-    ids = json.loads(run([CRAYON, "tokenize", "-m", model, "--json", "-q", "/dev/stdin"],
-                         stdin=open(words_file(), "rb"))[2].splitlines()[0])
-    ids = ids["ids"] if isinstance(ids, dict) and "ids" in ids else ids.get("tokens", ids) if isinstance(ids, dict) else ids
-    per = len(ids) / WORDS_TIMES
-    return (WORDS * (int(n_tokens / per) + 1)).strip()
-
-
-WORDS_TIMES = 40
-
-
-def words_file():
-    f = tempfile.NamedTemporaryFile("w", delete=False, suffix=".txt")
-    f.write(WORDS * WORDS_TIMES)
-    f.close()
-    return f.name
+    """A text of about n tokens of this model, made of plain words."""
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as f:
+        f.write(WORDS * 40)
+        f.flush()
+        ids = json.loads(run([CRAYON, "tokenize", "-m", model, "--json", "-q", f.name])[2])
+    return (WORDS * 40)[: int(len(WORDS) * 40 * n_tokens / len(ids))].strip()
 
 
 def ours(model, threads, prompt, n, *more):
@@ -98,29 +88,27 @@ def engine(model, threads, rounds, palette):
             note("crayon + palette prefill tok/s", a["prefill"])
             note("crayon + palette decode tok/s", b["decode"])
         start, peak, _ = run([CRAYON, "run", "-m", model, "-t", str(threads), "--raw", "-n", "1", "--temp", "0",
-                              "-q", "-p", text_of_16])
+                              "-q", "-p", PROMPT_16])
         note("crayon process to first token ms", 1e3 * start)
         if os.environ.get("CRAYON_LLAMA_BENCH"):
             p = llama_bench(model, threads)
             note("llama.cpp prefill tok/s", p["prefill"])
             note("llama.cpp decode tok/s", p["decode"])
         if os.environ.get("CRAYON_LLAMA_SIMPLE"):
-            start, peak, _ = run([os.environ["CRAYON_LLAMA_SIMPLE"], "-m", model, "-n", "1", "-ngl", "0", text_of_16])
+            start, peak, _ = run([os.environ["CRAYON_LLAMA_SIMPLE"], "-m", model, "-n", "1", "-ngl", "0", PROMPT_16])
             note("llama.cpp process to first token ms", 1e3 * start)
             note("llama.cpp peak MiB", peak / 2**20)
     return {k: spread(v) for k, v in rows.items()}
 
 
-text_of_16 = (WORDS * 2).strip()[:75]
 
 
 def blend(model, pool, examples, rounds):
     times = []
     for _ in range(rounds):
         out = run([CRAYON, "blend", "-m", model, "--pool", pool, "--examples", examples, "--level", "instant", "--shots",
-                   "10", "--json", "-q", "-o", os.devnull if False else tempfile.mktemp(".palette")])[2]
+                   "10", "--json", "-q", "-o", tempfile.mktemp(".palette")])[2]
         t = json.loads(out)
-        t = t.get("timings", t)
         times.append(sum(float(t[k]) for k in ("embed_ms", "solve_ms", "apply_ms")))
     return spread(times)
 
