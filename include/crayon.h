@@ -99,7 +99,7 @@ typedef struct cr_model cr_model;
 typedef struct cr_delta cr_delta; /* a low-rank change of the linear layers, ready to run */
 
 struct cr_model_options {
-    int n_threads;   /* 0: one per online core, at most 64 */
+    int n_threads; /* 0: one per online core, at most 64 */
     /* "ref", "avx2", "avx512", "amx", "neon", "auto"; NULL: $CR_CPU, else "auto" */
     const char *cpu;
     const char *template_name; /* chat template to use instead of the file's; NULL: the file's */

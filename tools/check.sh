@@ -90,8 +90,9 @@ else
     fail "clang-format is missing"
 fi
 
-# 6. The public header compiles alone, as C11 and as C++; so does every internal header as C11.
-for h in include/crayon.h $(echo "$code" | grep -E '^(src|cli)/.*\.h$' | grep -v '^src/cuda/'); do
+# 6. The public header compiles alone, as C11 and as C++; so does every internal header as C11, but
+#    for those that a kernel level includes with its own vector types.
+for h in include/crayon.h $(echo "$code" | grep -E '^(src|cli)/.*\.h$' | grep -vE '^src/(cuda/|kernels/(blocks|tile16|vector)\.h)'); do
     cc -std=c11 -D_GNU_SOURCE -DCRAYON_JSON -Wall -Wextra -Werror -Iinclude -Isrc -Icli -fsyntax-only -x c "$h" 2> /tmp/crayon-check.$$ ||
         fail "$h does not compile alone: $(head -3 /tmp/crayon-check.$$)"
 done
@@ -107,7 +108,7 @@ stage=$(mktemp -d)
 if cmake --install build --prefix "$stage" > /dev/null; then
     lib=$(dirname "$(find "$stage" -name crayon.pc)")
     PKG_CONFIG_PATH=$lib cc -std=c11 -Wall -Wextra -Werror examples/generate.c -o "$stage/generate" \
-        $(PKG_CONFIG_PATH=$lib pkg-config --cflags --libs crayon) &&
+        $(PKG_CONFIG_PATH=$lib pkg-config --define-variable=prefix="$stage" --cflags --libs crayon) &&
         LD_LIBRARY_PATH=$(dirname "$lib") "$stage/generate" models/crayon-15m-q8_0.gguf "The sea" > "$stage/out" &&
         [ -s "$stage/out" ] || fail "examples/generate.c does not build or run against the installed library"
 else

@@ -101,8 +101,14 @@ static enum cr_status prepare_file(cr_ledger *l, bool reading, struct cr_error *
     sqlite3_busy_timeout(l->db, BUSY_MS);
     int version = 0, rc = SQLITE_OK;
     if (!reading) {
-        rc = sqlite3_exec(l->db, "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;", NULL, NULL,
-                          NULL);
+        /* SQLite does not wait here when two processes turn the log on at once, so we do. */
+        for (int waited = 0; waited <= BUSY_MS; waited += 10) {
+            rc = sqlite3_exec(l->db, "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;", NULL,
+                              NULL, NULL);
+            if (rc != SQLITE_BUSY && rc != SQLITE_LOCKED)
+                break;
+            sqlite3_sleep(10);
+        }
         if (rc == SQLITE_OK) /* two processes may come here together */
             rc = sqlite3_exec(l->db, "BEGIN IMMEDIATE", NULL, NULL, NULL);
     }
