@@ -79,8 +79,8 @@ static struct frame frame_of(const struct cr_chart *c)
         if (c->low[i] <= c->high[i])
             most = fmax(most, c->high[i]);
     }
-    double step = round_up(fmax(most, 1e-6) * 1.05 / 5);
-    f.top_value = step * ceil(fmax(most, 1e-6) * 1.05 / step);
+    double step = round_up(fmax(most, 1e-6) / 5);
+    f.top_value = step * ceil(fmax(most, 1e-6) / step * (1 - 1e-9));
     double plot = (double)c->n_groups * ((double)c->n_series * STEP + GROUP_GAP);
     f.width = fmax(LEFT + plot + RIGHT, 480);
     f.columns = (size_t)((f.width - LEFT) / LEGEND_COLUMN);
@@ -99,7 +99,8 @@ void cr_svg_head(struct cr_buf *out, double width, double height, const char *ti
                   width, height, width, height);
     escaped(out, title);
     cr_buf_puts(out, "</title>\n<style>\n"
-                     "svg { background: #ffffff; font-family: system-ui, sans-serif; }\n"
+                     "text { font-family: system-ui, sans-serif; }\n"
+                     ".page { fill: #ffffff; }\n"
                      ".title { font-size: 17px; font-weight: 600; fill: #1d2127; }\n"
                      ".note, .tick, .value { font-size: 11px; fill: #5a626d; }\n"
                      ".value { font-size: 9.5px; }\n"
@@ -107,12 +108,12 @@ void cr_svg_head(struct cr_buf *out, double width, double height, const char *ti
                      ".grid { stroke: #dde1e6; stroke-width: 1; }\n"
                      ".whisker { stroke: #1d2127; stroke-width: 1.2; opacity: .7; }\n"
                      "@media (prefers-color-scheme: dark) {\n"
-                     "svg { background: #15181d; }\n"
+                     ".page { fill: #15181d; }\n"
                      ".title, .name { fill: #e8eaed; }\n"
                      ".note, .tick, .value { fill: #a9b1bc; }\n"
                      ".grid { stroke: #2c323a; }\n"
                      ".whisker { stroke: #e8eaed; }\n"
-                     "}\n</style>\n");
+                     "}\n</style>\n<rect class=\"page\" width=\"100%\" height=\"100%\"/>\n");
     cr_svg_text(out, LEFT - 40, 30, "title", "start", title);
     cr_svg_text(out, LEFT - 40, 50, "note", "start", subtitle);
 }

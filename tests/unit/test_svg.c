@@ -38,7 +38,7 @@ static void test_chart(void **state)
     assert_int_equal(count(b.data, "</svg>"), 1);
     assert_int_equal(count(b.data, "<text"), count(b.data, "</text>"));
     assert_int_equal(count(b.data, "class=\"whisker\""), 4); /* two have low > high or no bar */
-    assert_int_equal(count(b.data, "<rect"), 5 + 3);         /* bars and legend */
+    assert_int_equal(count(b.data, "<rect"), 1 + 5 + 3);     /* page, bars, legend */
     cr_buf_deinit(&b);
 }
 
