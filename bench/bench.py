@@ -6,8 +6,7 @@ usage: bench/bench.py [--rounds N] [--threads N] [--out FILE] [MODEL.gguf ...]
 
 Rounds are interleaved: ours, theirs, ours, theirs; medians and spreads are over the rounds. A peer
 runs when its program is named in the environment:
-  CRAYON_LLAMA_BENCH   llama-bench of llama.cpp     prefill and decode tokens/s
-  CRAYON_LLAMA_SIMPLE  llama-simple of llama.cpp    whole process, 16-token prompt, 1 token
+  CRAYON_LLAMA_SIMPLE  llama-simple of llama.cpp, which runs with as many threads as there are cores
 CRAYON names our program (build/crayon).
 """
 import argparse
@@ -58,12 +57,16 @@ def ours(model, threads, prompt, n, *more):
             "load_ms": t["load_ms"], "first_token_ms": t["first_token_ms"], "peak": peak}
 
 
-def llama_bench(model, threads):
-    out = run([os.environ["CRAYON_LLAMA_BENCH"], "-m", model, "-p", "512", "-n", "128", "-t", str(threads),
-               "-r", "1", "-o", "json"])[2]
-    rows = json.loads(out)
-    return {"prefill": next(r["avg_ts"] for r in rows if r["n_prompt"]),
-            "decode": next(r["avg_ts"] for r in rows if r["n_gen"])}
+def llama_simple(model, prompt, n):
+    """Whole-process ms, peak bytes, and tokens/s of prompt and answer by its own clock."""
+    start = time.perf_counter()
+    p = subprocess.Popen([os.environ["CRAYON_LLAMA_SIMPLE"], "-m", model, "-ngl", "0", "-n", str(n), prompt],
+                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    text = p.stderr.read().decode(errors="replace")
+    _, _, usage = os.wait4(p.pid, 0)
+    wall = 1e3 * (time.perf_counter() - start)
+    speeds = [float(x) for x in re.findall(r"eval time =.*?([\d.]+) tokens per second", text)]
+    return wall, usage.ru_maxrss * 1024, speeds
 
 
 def spread(values):
@@ -90,14 +93,12 @@ def engine(model, threads, rounds, palette):
         start, peak, _ = run([CRAYON, "run", "-m", model, "-t", str(threads), "--raw", "-n", "1", "--temp", "0",
                               "-q", "-p", PROMPT_16])
         note("crayon process to first token ms", 1e3 * start)
-        if os.environ.get("CRAYON_LLAMA_BENCH"):
-            p = llama_bench(model, threads)
-            note("llama.cpp prefill tok/s", p["prefill"])
-            note("llama.cpp decode tok/s", p["decode"])
         if os.environ.get("CRAYON_LLAMA_SIMPLE"):
-            start, peak, _ = run([os.environ["CRAYON_LLAMA_SIMPLE"], "-m", model, "-n", "1", "-ngl", "0", PROMPT_16])
-            note("llama.cpp process to first token ms", 1e3 * start)
+            wall, peak, _ = llama_simple(model, PROMPT_16, 1)
+            note("llama.cpp process to first token ms", wall)
             note("llama.cpp peak MiB", peak / 2**20)
+            note("llama.cpp prefill tok/s", llama_simple(model, long_text, 2)[2][0])
+            note("llama.cpp decode tok/s", llama_simple(model, "The", 128)[2][1])
     return {k: spread(v) for k, v in rows.items()}
 
 
@@ -134,7 +135,7 @@ def main():
     palette = tempfile.mktemp(".palette")
     run([CRAYON, "blend", "-m", small, "--pool", pool, "--examples", examples, "--level", "instant", "-q",
          "-o", palette])
-    result = {"machine": machine(), "threads": a.threads, "command": " ".join(sys.argv), "rows": {}}
+    result = {"machine": machine(), "threads": a.threads, "command": " ".join(os.path.basename(x) for x in sys.argv), "rows": {}}
     for m in a.models or [small]:
         result["rows"][os.path.basename(m)] = engine(m, a.threads, a.rounds, palette if m == small else None)
     result["blend of 10 examples, ms"] = blend(small, pool, examples, a.rounds)
