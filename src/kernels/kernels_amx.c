@@ -17,6 +17,8 @@ enum {
     SIDE = 16,      /* tokens of one tile */
     PANEL = 48,     /* blocks in a panel */
     MIN_TOKENS = 8, /* fewer are faster without tiles */
+    AHEAD = 2,      /* blocks that the tile unit is ahead of the floats; measured */
+    N_SUMS = 4,
 };
 
 /* Tile registers: sums and activations of 16 tokens, of the last few tokens, weights. Macros,
@@ -87,21 +89,22 @@ INLINE __m512 scale_and_add(enum cr_type type, __m512 acc, const int32_t sums[16
 /* 16 rows by 16 tokens. */
 INLINE void full_tile(enum cr_type type, const struct job *j)
 {
-    _Alignas(64) int32_t sums[2][SIDE][16];
+    _Alignas(64) int32_t sums[N_SUMS][SIDE][16];
     __m512 acc[SIDE];
     UNROLL for (size_t t = 0; t < SIDE; t++)
     {
         acc[t] = j->more ? _mm512_maskz_loadu_ps(j->mask, j->y + t * j->ldy) : _mm512_setzero_ps();
         __builtin_prefetch(j->y + t * j->ldy, 1); /* else its miss would hold up the sums' stores */
     }
-    integer_sums(true, sums[0], j, 0);
+    for (size_t b = 0; b < AHEAD && b < j->n_blocks; b++)
+        integer_sums(true, sums[b], j, b);
     for (size_t b = 0; b < j->n_blocks; b++) {
-        if (b + 1 < j->n_blocks) /* one block ahead, so that the tile unit never waits */
-            integer_sums(true, sums[(b + 1) & 1], j, b + 1);
+        if (b + AHEAD < j->n_blocks)
+            integer_sums(true, sums[(b + AHEAD) % N_SUMS], j, b + AHEAD);
         UNROLL for (size_t t = 0; t < SIDE; t++)
         {
             const struct cr_block_q8a *x = (const void *)(j->x + t * j->x_bytes);
-            acc[t] = scale_and_add(type, acc[t], sums[b & 1][t], &j->panel[b], x + b);
+            acc[t] = scale_and_add(type, acc[t], sums[b % N_SUMS][t], &j->panel[b], x + b);
         }
     }
     UNROLL for (size_t t = 0; t < SIDE; t++)

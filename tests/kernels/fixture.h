@@ -15,6 +15,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 static const enum cr_type types[] = {CR_F32, CR_F16, CR_BF16, CR_Q8_0, CR_Q4_0, CR_Q4_1};
 static const size_t lengths[] = {0,  1,  2,  3,  7,  8,  15, 16,  17,   31,
@@ -39,33 +41,56 @@ static uint64_t n_checked;
         }                                                                                          \
     } while (0)
 
+static bool tidy; /* benchmarks: aligned, no gaps */
+
+static size_t below(size_t n)
+{
+    return (size_t)cr_rng_below(&rng, n);
+}
+
 /* ---- buffers --------------------------------------------------------------------------- */
 
 struct buf {
     unsigned char *raw, *data;
-    size_t size;
+    size_t size, raw_size;
+    bool tight;
 };
 
-/* size bytes at `offset` from an aligned address, poisoned, a guard on each side. */
+/* size poisoned bytes, guard bytes before them. After them there are guard bytes too, or, every
+ * other time, a page that cannot be read. `offset`: from an aligned address, when not at a page. */
 static struct buf buf_new(size_t size, size_t offset)
 {
-    struct buf b = {cr_alloc(2 * GUARD + offset + size, 1), NULL, size};
-    if (!b.raw) {
-        fputs("out of memory\n", stderr);
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t room = (2 * GUARD + offset + size + page - 1) / page * page;
+    struct buf b = {.size = size, .raw_size = room + page, .tight = !tidy && below(2)};
+    b.raw = mmap(NULL, b.raw_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (b.raw == MAP_FAILED || mprotect(b.raw + room, page, PROT_NONE) != 0) {
+        perror("mmap");
         exit(4);
     }
-    memset(b.raw, POISON, 2 * GUARD + offset + size);
-    b.data = b.raw + GUARD + offset;
+    b.data = b.tight ? b.raw + room - size : b.raw + GUARD + offset;
+    memset(b.data - GUARD, POISON, GUARD + size + (b.tight ? 0 : GUARD));
     return b;
 }
 
 static void buf_free(struct buf *b)
 {
     bool clean = true;
-    for (int i = 0; i < GUARD; i++)
-        clean = clean && b->data[-1 - i] == POISON && b->data[b->size + (size_t)i] == POISON;
+    for (size_t i = 0; i < GUARD; i++)
+        clean = clean && b->data[-1 - (ptrdiff_t)i] == POISON &&
+                (b->tight || b->data[b->size + i] == POISON);
     CHECK(clean, "bytes outside of the buffer were written");
-    cr_free(b->raw);
+    munmap(b->raw, b->raw_size);
+}
+
+/* A read or write past a buffer ends in its guard page. */
+static void on_fault(int signal)
+{
+    static const char text[] = "  FAIL: memory outside of a buffer was touched in ";
+    (void)signal;
+    ssize_t n = write(1, text, sizeof text - 1) + write(1, K->name, strlen(K->name)) +
+                write(1, " ", 1) + write(1, at, strlen(at)) + write(1, "\n", 1);
+    _exit(n > 0 ? 1 : 2);
 }
 
 static float *floats(struct buf *b)
@@ -76,11 +101,6 @@ static float *floats(struct buf *b)
 static double uniform(double lo, double hi)
 {
     return lo + (hi - lo) * cr_rng_double(&rng);
-}
-
-static size_t below(size_t n)
-{
-    return (size_t)cr_rng_below(&rng, n);
 }
 
 static bool same_bits(const void *a, const void *b, size_t n)
@@ -226,8 +246,6 @@ static void fill_activations(struct product *p, enum filling how)
         }
     }
 }
-
-static bool tidy; /* benchmarks: aligned, no gaps */
 
 static size_t odd(size_t most)
 {

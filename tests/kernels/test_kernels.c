@@ -3,13 +3,14 @@
  * Every kernel of every level that this machine has, against double precision or the reference.
  * Exact where arithmetic is exact (small integers, codes, quantised products), else within bounds
  * derived in docs/numerics.md. Outputs are poisoned, buffers begin at odd offsets and stand between
- * guard bytes.
+ * guard bytes or end where memory does.
  *
  *     test_kernels [--kernel=PATTERN] [--cpu=LEVEL] [--seed=N] [--bench [--csv]]
  */
 #include "fixture.h"
 
 #include <fnmatch.h>
+#include <signal.h>
 #include <time.h>
 
 static bool untouched(const float *y, size_t n)
@@ -692,6 +693,7 @@ int main(int argc, char **argv)
         }
     }
     ref = cr_kernels_level(CR_CPU_REF);
+    signal(SIGSEGV, on_fault);
     if (csv)
         puts("level,kernel,rows,n,tokens,ns,GB/s,GOP/s");
     else
