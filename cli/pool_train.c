@@ -92,6 +92,10 @@ static enum cr_status options_of(const struct cr_args *a, struct cr_train_option
     o->epochs = (float)cr_arg_real(a, CR_OPT_EPOCHS);
     o->tokens_per_step = cr_arg_int(a, CR_OPT_STEP_TOKENS);
     o->tokens_per_batch = cr_arg_int(a, CR_OPT_BATCH_TOKENS);
+    const char *precision = cr_arg_text(a, CR_OPT_PRECISION);
+    o->precision = !strcmp(precision, "f32")    ? CR_TRAIN_F32
+                   : !strcmp(precision, "bf16") ? CR_TRAIN_BF16
+                                                : CR_TRAIN_AUTO;
     o->lr = (float)cr_arg_real(a, CR_OPT_LR);
     o->lr_weights = (float)cr_arg_real(a, CR_OPT_LR_WEIGHTS);
     o->beta1 = (float)cr_arg_real(a, CR_OPT_BETA1);
@@ -113,7 +117,7 @@ static enum cr_status options_of(const struct cr_args *a, struct cr_train_option
 
 static void note_plan(const struct cr_train_plan *p)
 {
-    char q[16], x[16], d[16], t[16], v[16];
+    char w[16], q[16], x[16], d[16], t[16], v[16];
     cr_note("plan: %zu tasks, %zu rows, %zu tokens, %zu of them answers", p->n_tasks, p->n_rows,
             p->n_tokens, p->n_answer_tokens);
     if (p->n_too_long || p->n_no_answer || p->n_over_limit)
@@ -124,10 +128,10 @@ static void note_plan(const struct cr_train_plan *p)
             (unsigned long long)p->n_params);
     if (p->resume_step)
         cr_note("plan: going on from step %ld", p->resume_step);
-    cr_note("plan: memory %s adapters + %s activations + %s data = %s of %s",
-            cr_bytes_text(p->params_bytes, q), cr_bytes_text(p->activations_bytes, x),
-            cr_bytes_text(p->data_bytes, d), cr_bytes_text(p->total_bytes, t),
-            cr_bytes_text(p->available_bytes, v));
+    cr_note("plan: memory %s %s weights + %s adapters + %s activations + %s data = %s of %s",
+            cr_bytes_text(p->weights_bytes, w), p->precision, cr_bytes_text(p->params_bytes, q),
+            cr_bytes_text(p->activations_bytes, x), cr_bytes_text(p->data_bytes, d),
+            cr_bytes_text(p->total_bytes, t), cr_bytes_text(p->available_bytes, v));
 }
 
 static int print_plan(const struct cr_args *a, const struct cr_trainer *t)
@@ -145,6 +149,8 @@ static int print_plan(const struct cr_args *a, const struct cr_trainer *t)
     cr_fact_int(&f, "steps", p->n_steps);
     cr_fact_real(&f, "epochs", p->epochs);
     cr_fact_int(&f, "trained_numbers", (long long)p->n_params);
+    cr_fact_str(&f, "precision", p->precision);
+    cr_fact_bytes(&f, "weight_bytes", p->weights_bytes);
     cr_fact_bytes(&f, "adapter_bytes", p->params_bytes);
     cr_fact_bytes(&f, "activation_bytes", p->activations_bytes);
     cr_fact_bytes(&f, "data_bytes", p->data_bytes);

@@ -196,6 +196,9 @@ const struct cr_option cr_options[] = {
            "packed tokens in a step; 0: 12288"),
     NUMBER(BATCH_TOKENS, POOL_TRAIN, TRAINING, 0, "batch-tokens", INT, 0, "N", "0", 0, 1 << 20,
            "packed tokens run at once: memory against speed; 0: 384"),
+    VALUE(PRECISION, POOL_TRAIN, TRAINING, 0, "precision", CHOICE, 0, "auto|f32|bf16", "auto",
+          "of products with the frozen weights; auto: bf16 where the CPU has matrix instructions "
+          "for it, which takes 4 bytes a weight"),
     NUMBER(LR, POOL_TRAIN, TRAINING, 0, "lr", REAL, 0, "X", "0.001", 0, 100,
            "learning rate of the adapters"),
     NUMBER(LR_WEIGHTS, POOL_TRAIN, TRAINING, 0, "lr-weights", REAL, 0, "X", "0", 0, 100,
