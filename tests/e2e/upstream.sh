@@ -7,7 +7,7 @@ trap '[ -z "$server" ] || kill $server' EXIT
 start() { # OPTIONS: serves on a free port, sets $url and $server
     "$CRAYON" serve -m "$model" --alias big --port 0 "$@" > url 2> serve.err &
     server=$!
-    for _ in $(seq 100); do [ -s url ] && break; sleep 0.05; done
+    for _ in $(seq 1000); do [ -s url ] && break; sleep 0.05; done
     url=$(cat url)
 }
 finish() { kill $server; wait $server; echo "server ended with $?"; server=; }
