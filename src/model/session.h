@@ -29,7 +29,9 @@ struct cr_batch {
      * during the call. NULL: no logits are computed at all. */
     void (*on_logits)(void *ud, size_t token, const float *logits);
     /* Called for each wanted token with the residual stream [n_embd] after layer hidden_layer
-     * (0 = after the first; -1 = the embedding); with stop_at_hidden nothing later is computed. */
+     * (0 = after the first; -1 = the embedding); with stop_at_hidden nothing later is computed: the
+     * cells then hold no later layer either, so only batches that stop there may go on from them.
+     */
     void (*on_hidden)(void *ud, size_t token, const float *hidden);
     int hidden_layer;
     bool stop_at_hidden;
