@@ -62,7 +62,7 @@ INLINE void side_by_side(enum cr_type type, int T, const struct job *j, size_t t
         acc[t] = j->more ? v_load_mask(j->y + (t0 + (size_t)t) * j->ldy, j->mask) : v_zero();
         __builtin_prefetch(j->y + (t0 + (size_t)t) * j->ldy, 1);
     }
-    if (j->panel) {
+    if (T > 4 || j->panel) {
         for (size_t b = 0; b < j->n_blocks; b++)
             multiply(type, T, acc, &j->panel[b], x, sums, b);
     } else {
@@ -80,28 +80,24 @@ INLINE void side_by_side(enum cr_type type, int T, const struct job *j, size_t t
     }
 }
 
-/* LANES rows by all tokens of the pass. */
+/* LANES rows by all tokens of the pass. Few sizes, because each is a long piece of code. */
 INLINE void one_panel(enum cr_type type, struct job *j)
 {
     struct tile panel[PANEL];
     size_t t = 0, n = j->n_tok;
     j->panel = NULL;
-    if (n > 4 && n != SIDE) {
+    if (n != 1 && n != 2 && n != 4) {
         for (size_t b = 0; b < j->n_blocks; b++)
             panel[b] = load_tile(type, j->w + b * j->block_size, j->row_bytes);
         j->panel = panel;
     }
-    for (; n - t >= SIDE; t += SIDE)
+    for (; SIDE > 4 && n - t >= SIDE; t += SIDE)
         side_by_side(type, SIDE, j, t);
-    for (; SIDE > 8 && n - t >= 8; t += 8)
-        side_by_side(type, SIDE > 8 ? 8 : 1, j, t);
-    for (; SIDE > 4 && n - t >= 4; t += 4)
+    for (; n - t >= 4; t += 4)
         side_by_side(type, 4, j, t);
-    if (n - t == 3)
-        side_by_side(type, 3, j, t);
-    else if (n - t == 2)
+    for (; n - t >= 2; t += 2)
         side_by_side(type, 2, j, t);
-    else if (n - t == 1)
+    if (n - t == 1)
         side_by_side(type, 1, j, t);
 }
 
@@ -110,24 +106,16 @@ INLINE void one_panel(enum cr_type type, struct job *j)
  * are 0 bytes apart. */
 INLINE void all_panels(enum cr_type type, struct job j, size_t rows)
 {
-    struct job panel = j;
-    size_t r = 0;
-    panel.mask = v_lanes(0, LANES);
-    for (; rows - r >= LANES; r += LANES) {
-        panel.w = j.w + r * j.row_bytes;
-        panel.y = j.y + r;
-        one_panel(type, &panel);
-    }
-    if (r == rows)
-        return;
-    bool alone = rows < LANES;
-    for (; r < rows; r = alone ? r + 1 : rows) {
-        size_t first = alone ? r : rows - LANES;
+    const bool alone = rows < LANES;
+    for (size_t r = 0; r < rows;) {
+        struct job panel = j;
+        size_t first = alone || rows - r >= LANES ? r : rows - LANES;
         panel.w = j.w + first * j.row_bytes;
         panel.y = j.y + first;
         panel.row_bytes = alone ? 0 : j.row_bytes;
         panel.mask = alone ? v_lanes(0, 1) : v_lanes(r - first, LANES);
         one_panel(type, &panel);
+        r = alone ? r + 1 : first + LANES;
     }
 }
 
