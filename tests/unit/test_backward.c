@@ -232,8 +232,13 @@ static void packing(void **state)
         answer += n_answers;
     }
     expect("loss", 0, fabs(loss - sum), 1e-6);
+    /* Which sums the library of float32 products splits depends on the CPU and on the number of
+     * rows: some units in the last place of the largest gradient. */
+    double most = 0;
     for (size_t i = 0; i < j.p.n_adapter; i++)
-        expect("gradient", (int)i, fabs((double)j.grads[i] - (double)alone[i]), 2e-6);
+        most = fmax(most, fabs((double)j.grads[i]));
+    for (size_t i = 0; i < j.p.n_adapter; i++)
+        expect("gradient", (int)i, fabs((double)j.grads[i] - (double)alone[i]) / most, 1e-6);
     cr_free(alone);
     job_deinit(&j);
 }
