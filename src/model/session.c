@@ -44,15 +44,14 @@ enum {
 /* One product of a group that shares its input: y[t] = W in[t] + B (A in[t]). */
 struct part {
     const struct cr_matrix *w;
-    float *y;                        /* [n, w->n_out] */
-    const struct cr_low_rank *delta; /* NULL: none */
-    float *low;                      /* [n, RANK_TILE] A in, one tile of ranks */
+    float *y;   /* [n, w->n_out] */
+    int lin;    /* enum cr_linear; -1: never has a delta */
+    float *low; /* [n, RANK_TILE] A in, one tile of ranks */
 };
 
 struct chunk_token {
-    struct cr_batch_token t;
-    int32_t cell;
-    size_t index; /* in the batch */
+    struct cr_batch_token t; /* its cell and delta are set, placed or not */
+    size_t index;            /* in the batch */
 };
 
 /* Makes the input of the next products for token t and returns it. */
@@ -70,8 +69,8 @@ struct cr_session {
     uint16_t *k_cache; /* [n_layers, n_ctx, KV] float16 */
     uint16_t *v_cache; /* [n_layers, n_ctx, KV] */
     /* the chunk */
-    size_t n; /* tokens */
-    int layer;
+    size_t n;                   /* tokens */
+    int layer, max_rank;        /* of the tokens' deltas */
     struct chunk_token *tokens; /* [chunk] */
     float *angles;              /* [chunk, D / 2, 2] cos, sin */
     float *x;                   /* [chunk, E] the residual stream */
@@ -202,19 +201,36 @@ static size_t ranks_in_tile(const struct cr_low_rank *d, int tile)
     return (size_t)(left <= 0 ? 0 : left < RANK_TILE ? left : RANK_TILE);
 }
 
+/* The tokens from begin on that share a delta: returns where they end, at most `end`. *d is their
+ * change of the part's layer, NULL for none. */
+static size_t same_delta(const cr_session *s, const struct part *p, size_t begin, size_t end,
+                         const struct cr_low_rank **d)
+{
+    const cr_delta *delta = s->tokens[begin].t.delta;
+    *d = delta && p->lin >= 0 ? cr_delta_at(delta, s->layer, (enum cr_linear)p->lin) : NULL;
+    size_t t = begin + 1;
+    while (t < end && s->tokens[t].t.delta == delta)
+        t++;
+    return t;
+}
+
 /* low[t] = A[tile] in[t] for tokens [begin, end) of each part with a delta. */
 static void low_pass(void *ud, size_t begin, size_t end, int thread)
 {
     (void)thread;
     cr_session *s = ud;
+    const struct cr_low_rank *d;
     for (int i = 0; i < s->n_parts; i++) {
         const struct part *p = &s->parts[i];
-        size_t ranks = p->delta ? ranks_in_tile(p->delta, s->tile) : 0;
-        if (ranks)
-            s->k->matmul[CR_F32](p->low + begin * RANK_TILE, RANK_TILE,
-                                 p->delta->a + (size_t)s->tile * RANK_TILE * s->n_in,
-                                 s->n_in * sizeof(float), s->in + begin * s->n_in,
-                                 s->n_in * sizeof(float), ranks, end - begin, s->n_in);
+        for (size_t t = begin, next; t < end; t = next) {
+            next = same_delta(s, p, t, end, &d);
+            size_t ranks = d ? ranks_in_tile(d, s->tile) : 0;
+            if (ranks)
+                s->k->matmul[CR_F32](p->low + t * RANK_TILE, RANK_TILE,
+                                     d->a + (size_t)s->tile * RANK_TILE * s->n_in,
+                                     s->n_in * sizeof(float), s->in + t * s->n_in,
+                                     s->n_in * sizeof(float), ranks, next - t, s->n_in);
+        }
     }
 }
 
@@ -232,24 +248,31 @@ static void input_pass(void *ud, size_t begin, size_t end, int thread)
     low_pass(s, begin, end, thread);
 }
 
-/* y[t, r] += B[r, tile] low[t] for rows [begin, end) of a part. */
-static void add_delta(cr_session *s, const struct part *p, size_t begin, size_t end, int thread)
+/* y[t, r] += B[r, tile] low[t] for rows [begin, end) of a part and tokens [first, last). */
+static void add_low(cr_session *s, const struct part *p, const struct cr_low_rank *d, size_t begin,
+                    size_t end, size_t first, size_t last, float *tmp)
 {
-    size_t ranks = p->delta ? ranks_in_tile(p->delta, s->tile) : 0, n_out = (size_t)p->w->n_out;
-    if (!ranks)
-        return;
-    float *tmp = s->tmp + (size_t)thread * TMP_TOKENS * TMP_ROWS;
-    size_t rank = (size_t)p->delta->rank;
-    for (size_t r = begin; r < end; r += TMP_ROWS) {
+    size_t ranks = ranks_in_tile(d, s->tile), n_out = (size_t)p->w->n_out, rank = (size_t)d->rank;
+    for (size_t r = begin; r < end && ranks; r += TMP_ROWS) {
         size_t rows = end - r < TMP_ROWS ? end - r : TMP_ROWS;
-        const float *b = p->delta->b + r * rank + (size_t)s->tile * RANK_TILE;
-        for (size_t t = 0; t < s->n; t += TMP_TOKENS) {
-            size_t n = s->n - t < TMP_TOKENS ? s->n - t : TMP_TOKENS;
+        const float *b = d->b + r * rank + (size_t)s->tile * RANK_TILE;
+        for (size_t t = first; t < last; t += TMP_TOKENS) {
+            size_t n = last - t < TMP_TOKENS ? last - t : TMP_TOKENS;
             s->k->matmul[CR_F32](tmp, TMP_ROWS, b, rank * sizeof(float), p->low + t * RANK_TILE,
                                  RANK_TILE * sizeof(float), rows, n, ranks);
             for (size_t i = 0; i < n; i++)
                 s->k->add(p->y + (t + i) * n_out + r, tmp + i * TMP_ROWS, rows);
         }
+    }
+}
+
+static void add_delta(cr_session *s, const struct part *p, size_t begin, size_t end, int thread)
+{
+    const struct cr_low_rank *d;
+    for (size_t t = 0, next; t < s->n; t = next) {
+        next = same_delta(s, p, t, s->n, &d);
+        if (d)
+            add_low(s, p, d, begin, end, t, next, s->tmp + (size_t)thread * TMP_TOKENS * TMP_ROWS);
     }
 }
 
@@ -308,7 +331,7 @@ static void multiply_parts(cr_session *s, input_fn *input, const float *in)
         struct part *p = &s->parts[i];
         p->low = s->low + (size_t)i * s->chunk * RANK_TILE;
         rows += (size_t)p->w->n_out;
-        rank = p->delta && p->delta->rank > rank ? p->delta->rank : rank;
+        rank = p->lin >= 0 ? s->max_rank : rank;
         s->quantise |= !takes_floats(p->w->type);
     }
     by_tokens(s, input_pass);
@@ -321,9 +344,7 @@ static void multiply_parts(cr_session *s, input_fn *input, const float *in)
 
 static void set_part(cr_session *s, int i, enum cr_linear lin, float *y)
 {
-    const struct cr_low_rank *d = s->delta ? cr_delta_at(s->delta, s->layer, lin) : NULL;
-    s->parts[i] = (struct part){
-        .w = &s->m->layers[s->layer].lin[lin], .y = y, .delta = d && d->rank > 0 ? d : NULL};
+    s->parts[i] = (struct part){.w = &s->m->layers[s->layer].lin[lin], .y = y, .lin = (int)lin};
     s->n_parts = i + 1;
 }
 
@@ -366,7 +387,7 @@ static void place_heads(void *ud, size_t begin, size_t end, int thread)
         turn_heads(s, k, m->n_kv_heads, w->bias_k, w->norm_k, angles);
         if (w->bias_v)
             s->k->add(v, w->bias_v, KV);
-        size_t at = (layer + (size_t)s->tokens[t].cell) * KV;
+        size_t at = (layer + (size_t)s->tokens[t].t.cell) * KV;
         s->k->f32_to_f16(s->k_cache + at, k, KV);
         s->k->f32_to_f16(s->v_cache + at, v, KV);
     }
@@ -379,7 +400,7 @@ static void attend_one(cr_session *s, size_t t, int head, float *scores)
     const struct cr_batch_token *tok = &s->tokens[t].t;
     size_t D = (size_t)m->head_dim, KV = (size_t)m->kv_dim;
     size_t n_pre = (size_t)(tok->pre_end - tok->pre_begin);
-    size_t n_seg = (size_t)(s->tokens[t].cell + 1 - tok->seg_begin);
+    size_t n_seg = (size_t)(s->tokens[t].t.cell + 1 - tok->seg_begin);
     size_t kv_head = (size_t)(head / (m->n_heads / m->n_kv_heads));
     size_t layer = (size_t)s->layer * (size_t)s->n_ctx;
     size_t pre = (layer + (size_t)tok->pre_begin) * KV + kv_head * D;
@@ -485,7 +506,7 @@ static void give_logits(cr_session *s, const struct cr_batch *b)
         s->n = n_all - done < s->logit_rows ? n_all - done : s->logit_rows;
         if (done)
             memmove(s->x, s->x + done * E, s->n * E * sizeof(float));
-        s->parts[0] = (struct part){.w = &s->m->output, .y = s->logits};
+        s->parts[0] = (struct part){.w = &s->m->output, .y = s->logits, .lin = -1};
         s->n_parts = 1;
         multiply_parts(s, norm_for_output, s->normed);
         for (size_t t = 0; t < s->n; t++)
@@ -493,13 +514,20 @@ static void give_logits(cr_session *s, const struct cr_batch *b)
     }
 }
 
-/* Runs s->tokens [n], whose cells follow those that are there. */
+/* Runs s->tokens [n]. */
 static void run_chunk(cr_session *s, size_t n, const struct cr_batch *b)
 {
     const cr_model *m = s->m;
     const int tap = b->on_hidden ? b->hidden_layer : m->n_layers;
     const int last = b->on_hidden && b->stop_at_hidden ? tap : m->n_layers - 1;
     s->n = n;
+    s->max_rank = 0;
+    for (size_t t = 0; t < n; t++) {
+        const struct cr_batch_token *tok = &s->tokens[t].t;
+        s->n_cells = s->n_cells > tok->cell ? s->n_cells : tok->cell + 1;
+        if (tok->delta && tok->delta->max_rank > s->max_rank)
+            s->max_rank = tok->delta->max_rank;
+    }
     by_tokens(s, embed);
     if (tap == -1)
         give_hidden(s, b);
@@ -531,7 +559,6 @@ static void run_chunk(cr_session *s, size_t n, const struct cr_batch *b)
     }
     if (b->on_logits && last == m->n_layers - 1)
         give_logits(s, b);
-    s->n_cells += (int)n;
 }
 
 /* ---- batches ---- */
@@ -549,16 +576,21 @@ void cr_session_truncate(cr_session *s, int n)
     s->has_logits = false;
 }
 
+static enum cr_status check_delta(const cr_session *s, const cr_delta *d, struct cr_error *err)
+{
+    if (d && d->n_layers != s->m->n_layers)
+        return cr_error_set(err, CR_INVALID, "session: the delta has %d layers, the model %d",
+                            d->n_layers, s->m->n_layers);
+    return CR_OK;
+}
+
 static enum cr_status check_room(const cr_session *s, size_t n, struct cr_error *err)
 {
-    if (s->delta && s->delta->n_layers != s->m->n_layers)
-        return cr_error_set(err, CR_INVALID, "session: the delta has %d layers, the model %d",
-                            s->delta->n_layers, s->m->n_layers);
     if (n > (size_t)(s->n_ctx - s->n_cells))
         return cr_error_set(err, CR_LIMIT,
                             "session: %zu tokens after %d do not fit in a context of %d", n,
                             s->n_cells, s->n_ctx);
-    return CR_OK;
+    return check_delta(s, s->delta, err);
 }
 
 /* What was computed from a damaged file is worth nothing. */
@@ -571,9 +603,9 @@ static enum cr_status check_file(cr_session *s, struct cr_error *err)
 }
 
 static enum cr_status check_token(const cr_session *s, size_t i, const struct cr_batch_token *t,
-                                  struct cr_error *err)
+                                  bool placed, int64_t cell, struct cr_error *err)
 {
-    int64_t cell = (int64_t)s->n_cells + (int64_t)i;
+    int64_t most = placed ? s->n_ctx : cell; /* a placed token's prefix may lie behind it */
     if (t->id < 0 || t->id >= s->m->n_vocab)
         return cr_error_set(err, CR_INVALID, "session: token %zu: want an id from 0 to %d, got %d",
                             i, s->m->n_vocab - 1, (int)t->id);
@@ -583,18 +615,35 @@ static enum cr_status check_token(const cr_session *s, size_t i, const struct cr
                             "got %d",
                             i, CR_MAX_CTX - 1, (int)t->pos);
     if (t->seg_begin < 0 || t->seg_begin > cell || t->pre_begin < 0 || t->pre_begin > t->pre_end ||
-        t->pre_end > cell || (t->pre_begin < t->pre_end && t->pre_end > t->seg_begin))
+        t->pre_end > most ||
+        (t->pre_begin < t->pre_end && t->pre_end > t->seg_begin && t->pre_begin <= cell))
         return cr_error_set(
             err, CR_INVALID, "session: token %zu in cell %d: bad ranges [%d,%d) and [%d,%d]", i,
             (int)cell, (int)t->pre_begin, (int)t->pre_end, (int)t->seg_begin, (int)cell);
     return CR_OK;
 }
 
+static enum cr_status check_tokens(const cr_session *s, const struct cr_batch *b,
+                                   struct cr_error *err)
+{
+    enum cr_status status = b->placed ? CR_OK : check_room(s, b->n, err);
+    for (size_t i = 0; i < b->n && status == CR_OK; i++) {
+        const struct cr_batch_token *t = &b->tokens[i];
+        if (b->placed && (t->cell < 0 || t->cell >= s->n_ctx))
+            return cr_error_set(err, CR_LIMIT,
+                                "session: token %zu: want a cell from 0 to %d, got %d", i,
+                                s->n_ctx - 1, (int)t->cell);
+        int64_t next = (int64_t)s->n_cells + (int64_t)i;
+        status = check_token(s, i, t, b->placed, b->placed ? t->cell : next, err);
+        if (status == CR_OK && b->placed)
+            status = check_delta(s, t->delta, err);
+    }
+    return status;
+}
+
 enum cr_status cr_session_run(cr_session *s, const struct cr_batch *b, struct cr_error *err)
 {
-    enum cr_status status = check_room(s, b->n, err);
-    for (size_t i = 0; i < b->n && status == CR_OK; i++)
-        status = check_token(s, i, &b->tokens[i], err);
+    enum cr_status status = check_tokens(s, b, err);
     if (status == CR_OK && b->on_hidden &&
         (b->hidden_layer < -1 || b->hidden_layer >= s->m->n_layers))
         status = cr_error_set(err, CR_INVALID, "session: want a hidden layer from -1 to %d, got %d",
@@ -602,14 +651,21 @@ enum cr_status cr_session_run(cr_session *s, const struct cr_batch *b, struct cr
     if (status != CR_OK)
         return status;
     s->has_logits = false;
+    if (b->placed)
+        s->n_ids = 0; /* any cell may be another's now */
     for (size_t done = 0; done < b->n;) {
         if (b->cancelled && b->cancelled(b->ud))
             return cr_error_set(err, CR_CANCELLED, "session: cancelled after %zu of %zu tokens",
                                 done, b->n);
         size_t n = b->n - done < s->chunk ? b->n - done : s->chunk;
-        for (size_t t = 0; t < n; t++)
-            s->tokens[t] =
-                (struct chunk_token){b->tokens[done + t], s->n_cells + (int32_t)t, done + t};
+        for (size_t t = 0; t < n; t++) {
+            struct cr_batch_token tok = b->tokens[done + t];
+            if (!b->placed) {
+                tok.cell = s->n_cells + (int32_t)t;
+                tok.delta = s->delta;
+            }
+            s->tokens[t] = (struct chunk_token){tok, done + t};
+        }
         run_chunk(s, n, b);
         done += n;
     }
@@ -634,9 +690,12 @@ static void append(cr_session *s, const int32_t *ids, size_t n)
         size_t k = n - done < s->chunk ? n - done : s->chunk;
         for (size_t t = 0; t < k; t++) {
             int32_t cell = s->n_cells + (int32_t)t;
-            struct cr_batch_token tok = {
-                .id = ids[done + t], .pos = cell, .want = done + t == n - 1};
-            s->tokens[t] = (struct chunk_token){tok, cell, done + t};
+            struct cr_batch_token tok = {.id = ids[done + t],
+                                         .pos = cell,
+                                         .want = done + t == n - 1,
+                                         .cell = cell,
+                                         .delta = s->delta};
+            s->tokens[t] = (struct chunk_token){tok, done + t};
         }
         memcpy(s->ids + s->n_ids, ids + done, k * sizeof *ids);
         run_chunk(s, k, &b);
@@ -650,7 +709,7 @@ static enum cr_status check_ids(const cr_session *s, const int32_t *ids, size_t 
 {
     for (size_t i = 0; i < n; i++) {
         const struct cr_batch_token t = {.id = ids[i]};
-        enum cr_status status = check_token(s, i, &t, err);
+        enum cr_status status = check_token(s, i, &t, false, s->n_cells + (int64_t)i, err);
         if (status != CR_OK)
             return status;
     }

@@ -214,6 +214,118 @@ static void test_packed_is_separate(void **state)
     each_model(packed_is_separate);
 }
 
+static cr_delta *random_delta(const cr_model *m, int rank, float gain, uint64_t seed)
+{
+    size_t n = 0;
+    for (int i = 0; i < CR_LIN_COUNT; i++) {
+        const struct cr_matrix *w = cr_model_linear(m, 0, (enum cr_linear)i);
+        n += (size_t)rank * (size_t)(w->n_in + w->n_out);
+    }
+    cr_delta *d;
+    struct cr_error err;
+    assert_int_equal(cr_delta_new(&d, m->n_layers, n * (size_t)m->n_layers, &err), CR_OK);
+    struct cr_rng rng;
+    cr_rng_init(&rng, seed);
+    float *p = d->data;
+    for (int l = 0; l < m->n_layers; l++)
+        for (int i = 0; i < CR_LIN_COUNT; i++) {
+            const struct cr_matrix *w = cr_model_linear(m, l, (enum cr_linear)i);
+            size_t n_a = (size_t)rank * (size_t)w->n_in, n_b = (size_t)rank * (size_t)w->n_out;
+            for (size_t k = 0; k < n_a; k++)
+                p[k] = 0.1f * (float)cr_rng_normal(&rng);
+            for (size_t k = 0; k < n_b; k++)
+                p[n_a + k] = gain * (float)cr_rng_normal(&rng);
+            *cr_delta_at(d, l, (enum cr_linear)i) =
+                (struct cr_low_rank){.rank = rank, .a = p, .b = p + n_a};
+            p += n_a + n_b;
+        }
+    d->max_rank = rank;
+    return d;
+}
+
+/* Sequences with different deltas, placed in their own cells of one session: prompts in pieces of
+ * uneven size beside single steps of others, one of them over a prefix that lies behind it. Every
+ * logit is that of the sequence run alone. */
+static void placed_is_separate(cr_model *m)
+{
+    enum { N = 5, LEN = 40, ROOM = 45, PRE = 9 };
+    struct cr_error err;
+    size_t V = (size_t)m->n_vocab;
+    cr_delta *deltas[N] = {NULL, random_delta(m, 3, 0.3f, 1), random_delta(m, 70, 0.05f, 2),
+                           random_delta(m, 8, 0.2f, 3), NULL};
+    deltas[4] = deltas[3]; /* two with one palette, the last behind a prefix of its own */
+    int32_t ids[N][LEN];
+    struct cr_rng rng;
+    cr_rng_init(&rng, 21);
+    random_ids(&rng, ids[0], N * LEN);
+    cr_session *s = new_session(m, N * ROOM + PRE), *alone = new_session(m, LEN);
+    struct rows want = new_rows(N * LEN, V), got = new_rows(N * LEN, V);
+    for (int n = 0; n < N; n++) {
+        struct rows part = {.v = want.v + (size_t)n * LEN * V, .width = V};
+        cr_session_set_delta(alone, deltas[n]);
+        cr_session_reset(alone);
+        run_plain(alone, ids[n], LEN, LEN, &part);
+    }
+    sync_ids(s, ids[0], 3, NULL); /* is forgotten */
+    for (int done[N] = {0}, left = N * LEN; left > 0;) {
+        struct cr_batch_token tokens[N * LEN];
+        size_t n_tokens = 0, at[N * LEN];
+        for (int n = N - 1; n >= 0; n--) {
+            int piece = n == 2 ? 1 : 1 + (int)cr_rng_below(&rng, 7 * (uint64_t)n + 1);
+            for (int i = 0; i < piece && done[n] < LEN; i++, done[n]++, left--) {
+                bool pre = n == 4 && done[n] < PRE;
+                at[n_tokens] = (size_t)(n * LEN + done[n]);
+                tokens[n_tokens++] =
+                    (struct cr_batch_token){.id = ids[n][done[n]],
+                                            .pos = done[n],
+                                            .pre_begin = n == 4 && !pre ? N * ROOM : 0,
+                                            .pre_end = n == 4 && !pre ? N * ROOM + PRE : 0,
+                                            .seg_begin = pre ? N * ROOM : n * ROOM,
+                                            .cell = pre      ? N * ROOM + done[n]
+                                                    : n == 4 ? n * ROOM + done[n] - PRE
+                                                             : n * ROOM + done[n],
+                                            .want = true,
+                                            .delta = deltas[n]};
+            }
+        }
+        struct rows part = new_rows(n_tokens, V);
+        const struct cr_batch b = {
+            .tokens = tokens, .n = n_tokens, .placed = true, .on_logits = collect, .ud = &part};
+        if (cr_session_run(s, &b, &err) != CR_OK)
+            fail_msg("%s", err.msg);
+        assert_int_equal(part.calls, n_tokens);
+        for (size_t i = 0; i < n_tokens; i++)
+            memcpy(got.v + at[i] * V, part.v + i * V, V * sizeof(float));
+        cr_free(part.v);
+    }
+    same_bits(want.v, got.v, N * LEN * V, "placed");
+    assert_int_equal(cr_session_length(s), N * ROOM + PRE);
+    size_t n_run;
+    sync_ids(s, ids[0], 3, &n_run);
+    assert_int_equal(n_run, 3);
+    struct cr_batch_token bad = {.id = 1, .cell = N * ROOM + PRE};
+    const struct cr_batch b = {.tokens = &bad, .n = 1, .placed = true};
+    assert_int_equal(cr_session_run(s, &b, &err), CR_LIMIT);
+    bad = (struct cr_batch_token){.id = 1, .cell = 4, .seg_begin = 5};
+    assert_int_equal(cr_session_run(s, &b, &err), CR_INVALID);
+    bad = (struct cr_batch_token){.id = 1, .cell = 4, .pre_begin = 4, .pre_end = 9};
+    assert_int_equal(cr_session_run(s, &b, &err), CR_INVALID);
+    bad = (struct cr_batch_token){.id = 1, .cell = 4, .pre_begin = 5, .pre_end = 1000};
+    assert_int_equal(cr_session_run(s, &b, &err), CR_INVALID);
+    for (int n = 1; n < 4; n++)
+        cr_delta_free(deltas[n]);
+    cr_session_free(s);
+    cr_session_free(alone);
+    cr_free(want.v);
+    cr_free(got.v);
+}
+
+static void test_placed_is_separate(void **state)
+{
+    (void)state;
+    each_model(placed_is_separate);
+}
+
 /* Random edits of a running text: whatever the cache held, the logits are those of a cold run. */
 static void warm_is_cold(cr_model *m)
 {
@@ -334,35 +446,6 @@ static void test_the_shipped_model(void **state)
 }
 
 /* ---- deltas ---- */
-
-static cr_delta *random_delta(const cr_model *m, int rank, float gain, uint64_t seed)
-{
-    size_t n = 0;
-    for (int i = 0; i < CR_LIN_COUNT; i++) {
-        const struct cr_matrix *w = cr_model_linear(m, 0, (enum cr_linear)i);
-        n += (size_t)rank * (size_t)(w->n_in + w->n_out);
-    }
-    cr_delta *d;
-    struct cr_error err;
-    assert_int_equal(cr_delta_new(&d, m->n_layers, n * (size_t)m->n_layers, &err), CR_OK);
-    struct cr_rng rng;
-    cr_rng_init(&rng, seed);
-    float *p = d->data;
-    for (int l = 0; l < m->n_layers; l++)
-        for (int i = 0; i < CR_LIN_COUNT; i++) {
-            const struct cr_matrix *w = cr_model_linear(m, l, (enum cr_linear)i);
-            size_t n_a = (size_t)rank * (size_t)w->n_in, n_b = (size_t)rank * (size_t)w->n_out;
-            for (size_t k = 0; k < n_a; k++)
-                p[k] = 0.1f * (float)cr_rng_normal(&rng);
-            for (size_t k = 0; k < n_b; k++)
-                p[n_a + k] = gain * (float)cr_rng_normal(&rng);
-            *cr_delta_at(d, l, (enum cr_linear)i) =
-                (struct cr_low_rank){.rank = rank, .a = p, .b = p + n_a};
-            p += n_a + n_b;
-        }
-    d->max_rank = rank;
-    return d;
-}
 
 static void delta_identities(cr_model *m)
 {
@@ -692,6 +775,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_prefill_is_steps),
         cmocka_unit_test(test_packed_is_separate),
+        cmocka_unit_test(test_placed_is_separate),
         cmocka_unit_test(test_warm_is_cold),
         cmocka_unit_test(test_threads_do_not_matter),
         cmocka_unit_test(test_the_shipped_model),
