@@ -2,6 +2,8 @@
 /* Finding and opening the model, adapters and palette of a command line; the summary line. */
 #include "common.h"
 
+#include "device.h"
+
 #include "adapt/adapter.h"
 #include "adapt/palette.h"
 #include "base/mem.h"
@@ -232,6 +234,8 @@ enum cr_status cr_setup_open(struct cr_setup *s, const struct cr_args *a, unsign
     memset(s, 0, sizeof *s);
     double start = cr_now();
     enum cr_status st = open_model(s, a, flags, err);
+    if (!st)
+        st = cr_device_compute(&s->compute, s->model, a, err);
     if (!st && (flags & (CR_SETUP_DELTA | CR_SETUP_ADAPTERS)))
         st = open_delta(s, a, flags, err);
     s->load_ms = 1e3 * (cr_now() - start);
@@ -255,6 +259,7 @@ void cr_setup_close(struct cr_setup *s)
         cr_adapter_close(s->adapters[i]);
     cr_free(s->adapters);
     cr_free(s->scales);
+    cr_device_free_compute(s->compute);
     cr_model_close(s->model);
     cr_free(s->model_path);
     memset(s, 0, sizeof *s);

@@ -15,9 +15,10 @@ struct cr_setup {
     cr_adapter **adapters;
     float *scales; /* [n_adapters], as --adapter FILE:SCALE */
     size_t n_adapters;
-    cr_palette *palette; /* of --palette, or NULL */
-    cr_pool *pool;       /* of the palette, or NULL */
-    cr_delta *delta;     /* all of it summed; NULL: the base model */
+    cr_palette *palette;        /* of --palette, or NULL */
+    cr_pool *pool;              /* of the palette, or NULL */
+    cr_delta *delta;            /* all of it summed; NULL: the base model */
+    struct cr_compute *compute; /* of --device, or NULL */
     double load_ms;
 };
 

@@ -5,6 +5,7 @@
 
 #include "base/mem.h"
 #include "common.h"
+#include "device.h"
 #include "facts.h"
 #include "messages.h"
 #include "tasks.h"
@@ -132,6 +133,8 @@ static void note_plan(const struct cr_train_plan *p)
             cr_bytes_text(p->weights_bytes, w), p->precision, cr_bytes_text(p->params_bytes, q),
             cr_bytes_text(p->activations_bytes, x), cr_bytes_text(p->data_bytes, d),
             cr_bytes_text(p->total_bytes, t), cr_bytes_text(p->available_bytes, v));
+    if (p->device_bytes)
+        cr_note("plan: %s of each GPU", cr_bytes_text(p->device_bytes, t));
 }
 
 static int print_plan(const struct cr_args *a, const struct cr_trainer *t)
@@ -156,6 +159,7 @@ static int print_plan(const struct cr_args *a, const struct cr_trainer *t)
     cr_fact_bytes(&f, "data_bytes", p->data_bytes);
     cr_fact_bytes(&f, "total_bytes", p->total_bytes);
     cr_fact_bytes(&f, "available_bytes", p->available_bytes);
+    cr_fact_bytes(&f, "device_bytes", p->device_bytes);
     cr_facts_list(&f, "task_list", "tasks (name, rows)");
     for (size_t i = 0; i < p->n_tasks; i++) {
         size_t rows;
@@ -220,6 +224,7 @@ int cr_cli_pool_train(const struct cr_args *a)
     struct cr_train_report report;
     struct cr_paths files = {NULL, 0, 0};
     cr_trainer *t = NULL;
+    struct cr_train_device *device = NULL;
     struct training state;
     char *command = NULL;
     int code = 0;
@@ -230,10 +235,13 @@ int cr_cli_pool_train(const struct cr_args *a)
     if (!st)
         st = options_of(a, &o, &err);
     if (!st)
+        st = cr_device_train(&device, a, &err);
+    if (!st)
         st = cr_task_paths(&files, a, "train", &err);
     if (!st) {
         command = command_of(a);
         o.command = command;
+        o.device = device;
         o.files = (const char *const *)files.v;
         o.n_files = files.n;
         o.progress = on_progress;
@@ -253,6 +261,7 @@ int cr_cli_pool_train(const struct cr_args *a)
             cr_note("stopped; the same command with --resume goes on");
     }
     cr_trainer_free(t);
+    cr_device_free_train(device);
     cr_free(command);
     cr_paths_deinit(&files);
     cr_setup_close(&s);

@@ -155,9 +155,10 @@ const struct cr_verb cr_verbs[] = {
      .complete = "file",
      .summary = "train a pool of adapters on task files",
      .about =
-         "Reads task files, prints the plan with the memory it needs, and trains on the CPU. The "
-         "base\n"
-         "model stays as it is, quantised or not. Ctrl-C saves a checkpoint and stops; so does\n"
+         "Reads task files, prints the plan with the memory it needs, and trains on the CPU, or "
+         "on\n"
+         "NVIDIA GPUs with --device cuda. The base model stays as it is, quantised or not. Ctrl-C\n"
+         "saves a checkpoint and stops; so does\n"
          "--checkpoint-seconds while it runs, and --resume goes on from there to the same result.\n"
          "\n"
          "A library pool learns a weight vector per task together with the adapters; a centroid "

@@ -33,6 +33,11 @@ static const struct {
 #else
     {"serve", false},
 #endif
+#ifdef CRAYON_CUDA
+    {"cuda", true},
+#else
+    {"cuda", false},
+#endif
 };
 enum { N_PARTS = sizeof parts / sizeof *parts };
 

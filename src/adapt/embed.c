@@ -16,6 +16,7 @@
 #include "adapt/prompt.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "model/compute.h"
 
 #include <string.h>
 
@@ -174,8 +175,28 @@ static void add_hidden(void *ud, size_t token, const float *hidden)
     s->count[i]++;
 }
 
+/* The batch on a device. */
+static enum cr_status flush_compute(struct middle *s, struct cr_error *err)
+{
+    struct cr_compute *c = s->m->compute;
+    size_t E = (size_t)s->m->n_embd, wanted = 0;
+    for (size_t t = 0; t < s->n; t++)
+        wanted += s->tokens[t].want;
+    float *hidden = cr_alloc(wanted * E, sizeof *hidden);
+    enum cr_status st = hidden ? c->hidden(c, s->tokens, s->n, cr_view_layer(s->m), hidden, err)
+                               : cr_error_set(err, CR_NO_MEMORY, "embed: out of memory");
+    for (size_t t = 0, row = 0; !st && t < s->n; t++)
+        if (s->tokens[t].want)
+            add_hidden(s, t, hidden + row++ * E);
+    cr_free(hidden);
+    s->n = 0;
+    return st;
+}
+
 static enum cr_status flush(struct middle *s, struct cr_error *err)
 {
+    if (s->m->compute)
+        return s->n ? flush_compute(s, err) : CR_OK;
     struct cr_batch b = {.tokens = s->tokens,
                          .n = s->n,
                          .on_hidden = add_hidden,
@@ -193,9 +214,14 @@ static enum cr_status embed_middle(cr_model *m, const struct cr_example *e, size
 {
     size_t E = (size_t)m->n_embd;
     size_t cap = (size_t)m->n_ctx_train < BATCH_CELLS ? (size_t)m->n_ctx_train : BATCH_CELLS;
+    size_t most = cap; /* tokens of an example */
+    enum cr_status st = CR_OK;
+    if (m->compute)
+        cap = m->compute->max_tokens;
     struct middle s = {.m = m, .cap = cap, .out = out};
     struct cr_ids ids = {0}, mark = {0};
-    enum cr_status st = cr_session_new(&s.s, m, (int)cap, err);
+    if (!m->compute)
+        st = cr_session_new(&s.s, m, (int)cap, err);
     s.tokens = cr_alloc(cap, sizeof *s.tokens);
     s.owner = cr_alloc(cap, sizeof *s.owner);
     s.count = cr_alloc0(n, sizeof *s.count);
@@ -203,7 +229,7 @@ static enum cr_status embed_middle(cr_model *m, const struct cr_example *e, size
         st = cr_error_set(err, CR_NO_MEMORY, "embed: out of memory for %zu examples", n);
     memset(out, 0, n * E * sizeof *out);
     for (size_t i = 0; !st && i < n; i++) {
-        st = content_prompt(m, &e[i], cap, &ids, &mark, err);
+        st = content_prompt(m, &e[i], most, &ids, &mark, err);
         if (st)
             break;
         if (s.n + ids.n > cap)

@@ -13,6 +13,7 @@
 
 #include "adapt/prompt.h"
 #include "base/mem.h"
+#include "model/compute.h"
 
 #include <math.h>
 #include <string.h>
@@ -54,6 +55,7 @@ struct cr_scorer {
     cr_model *m;
     cr_session *session;
     size_t n, n_options, n_tokens, n_cut;
+    size_t n_cells;         /* room of a batch */
     struct item *items;     /* [n] */
     struct option *options; /* [n_options] */
     struct cr_ids ids;
@@ -70,6 +72,7 @@ struct cr_scorer {
     bool (*progress)(void *ud, size_t done, size_t total);
     void *ud;
     size_t n_done, n_seen; /* tokens of finished batches; of this one, as far as is known */
+    const cr_delta *delta; /* of this run */
 };
 
 static struct log_softmax log_softmax(const cr_model *m, const float *logits, float *p)
@@ -166,6 +169,8 @@ static enum cr_status alloc_runs(cr_scorer *s, struct cr_error *err)
     }
     size_t batch =
         (size_t)s->m->n_ctx_train < BATCH_CELLS ? (size_t)s->m->n_ctx_train : BATCH_CELLS;
+    if (s->m->compute)
+        batch = s->m->compute->max_tokens;
     batch = total < batch ? total : batch;
     cells = cells > batch ? cells : batch;
     s->n_tokens = total;
@@ -177,7 +182,8 @@ static enum cr_status alloc_runs(cr_scorer *s, struct cr_error *err)
     s->first_target = cr_alloc(cells + 1, sizeof *s->first_target);
     if (!s->scores || !s->results || !s->sums || !s->p || !s->tokens || !s->first_target)
         return cr_error_set(err, CR_NO_MEMORY, "score: out of memory for %zu examples", s->n);
-    return cr_session_new(&s->session, s->m, (int)cells, err);
+    s->n_cells = cells;
+    return s->m->compute ? CR_OK : cr_session_new(&s->session, s->m, (int)cells, err);
 }
 
 enum cr_status cr_scorer_new(cr_scorer **out, cr_model *m, const struct cr_example *e, size_t n,
@@ -318,6 +324,34 @@ static bool cancelled(void *ud)
     return s->progress && !s->progress(s->ud, s->n_done + s->n_seen, s->n_tokens);
 }
 
+/* The batch on a device. */
+static enum cr_status run_compute(cr_scorer *s, struct cr_error *err)
+{
+    struct cr_compute *c = s->m->compute;
+    struct cr_target *targets = cr_alloc(s->n_targets, sizeof *targets);
+    float *logprob = cr_alloc(s->n_targets, sizeof *logprob);
+    bool *best = cr_alloc(s->n_targets, sizeof *best);
+    enum cr_status st = CR_OK;
+    if (!targets || !logprob || !best)
+        st = cr_error_set(err, CR_NO_MEMORY, "score: out of memory for %zu tokens", s->n_targets);
+    for (size_t t = 0; !st && t < s->n_batch; t++)
+        for (size_t i = s->first_target[t]; i < s->first_target[t + 1]; i++)
+            targets[i] = (struct cr_target){s->targets[i].id, (uint32_t)t};
+    if (!st)
+        st =
+            c->score(c, s->delta, s->tokens, s->n_batch, targets, s->n_targets, logprob, best, err);
+    for (size_t i = 0; !st && i < s->n_targets; i++) {
+        s->sums[s->targets[i].option] += (double)logprob[i];
+        s->results[s->targets[i].option].is_greedy &= best[i];
+    }
+    if (!st && cancelled(s))
+        st = cr_error_set(err, CR_CANCELLED, "score: cancelled");
+    cr_free(best);
+    cr_free(logprob);
+    cr_free(targets);
+    return st;
+}
+
 static enum cr_status run_batch(cr_scorer *s, struct cr_error *err)
 {
     s->n_seen = 0;
@@ -327,8 +361,11 @@ static enum cr_status run_batch(cr_scorer *s, struct cr_error *err)
                          .on_logits = on_logits,
                          .ud = s,
                          .cancelled = cancelled};
-    enum cr_status st = s->n_batch ? cr_session_run(s->session, &b, err) : CR_OK;
-    cr_session_reset(s->session);
+    enum cr_status st = CR_OK;
+    if (s->n_batch)
+        st = s->session ? cr_session_run(s->session, &b, err) : run_compute(s, err);
+    if (s->session)
+        cr_session_reset(s->session);
     s->n_done += s->n_batch;
     s->n_batch = s->n_targets = 0;
     return st;
@@ -387,8 +424,10 @@ enum cr_status cr_scorer_run(cr_scorer *s, const cr_delta *delta,
         s->sums[k] = 0;
         s->results[k].is_greedy = true;
     }
-    cr_session_set_delta(s->session, delta);
-    size_t room = (size_t)cr_session_ctx(s->session);
+    if (s->session)
+        cr_session_set_delta(s->session, delta);
+    s->delta = delta;
+    size_t room = s->n_cells;
     enum cr_status st = CR_OK;
     for (size_t i = 0; !st && i < s->n; i++) {
         const struct item *it = &s->items[i];
@@ -399,7 +438,9 @@ enum cr_status cr_scorer_run(cr_scorer *s, const cr_delta *delta,
     }
     if (!st)
         st = run_batch(s, err);
-    cr_session_set_delta(s->session, NULL); /* the caller may free it now */
+    if (s->session)
+        cr_session_set_delta(s->session, NULL); /* the caller may free it now */
+    s->delta = NULL;
     for (size_t i = 0; !st && i < s->n; i++)
         finish(s, i);
     if (!st)

@@ -53,6 +53,7 @@ struct cr_model {
     char *default_system;
     const struct cr_kernels *k;
     cr_threads *threads;
+    struct cr_compute *compute; /* runs packed batches (compute.h); borrowed; NULL: the CPU */
     char *path, *name;
     float *owned; /* float32 copies of small tensors that the file holds in another type */
     pthread_mutex_t hash_lock;

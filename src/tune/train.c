@@ -59,8 +59,9 @@ static void fill_defaults(struct cr_train_options *o, const cr_model *m)
         o->max_tokens = m->n_ctx_train;
     if (o->tokens_per_step == 0)
         o->tokens_per_step = 12288;
+    int parallel = o->device ? o->device->n_parallel : 1;
     if (o->tokens_per_batch == 0)
-        o->tokens_per_batch = 384;
+        o->tokens_per_batch = o->device ? (o->tokens_per_step + parallel - 1) / parallel : 384;
     if (o->lr_weights == 0)
         o->lr_weights = 10 * o->lr;
     if (o->checkpoint_s == 0)
@@ -128,6 +129,14 @@ static enum cr_status check_options(const struct cr_train_options *o, struct cr_
 
 static enum cr_status choose_precision(cr_trainer *t, struct cr_error *err)
 {
+    struct cr_train_device *d = t->opt.device;
+    if (d) {
+        t->plan.precision = d->precision;
+        return t->opt.precision == CR_TRAIN_F32
+                   ? cr_error_set(err, CR_UNSUPPORTED, "training: %s computes in bfloat16, not f32",
+                                  d->name)
+                   : d->check(d, t->m, err);
+    }
     bool can = cr_train_kernels_get(t->m->k->level)->bf16_matmul != NULL;
     if (t->opt.precision == CR_TRAIN_BF16 && !can)
         return cr_error_set(err, CR_UNSUPPORTED,
@@ -189,6 +198,11 @@ static enum cr_status plan_steps(cr_trainer *t, size_t *most_rows, size_t *most_
     return CR_OK;
 }
 
+static struct cr_device_job device_job(const cr_trainer *t)
+{
+    return (struct cr_device_job){t->m, &t->low, &t->adam, t->shape, t->most_micros};
+}
+
 static enum cr_status plan_memory(cr_trainer *t, size_t most_rows, size_t most_micros,
                                   struct cr_error *err)
 {
@@ -199,8 +213,12 @@ static enum cr_status plan_memory(cr_trainer *t, size_t most_rows, size_t most_m
     p->params_bytes = 2 * n * sizeof(float) + cr_adamw_bytes(n);
     struct cr_frozen frozen = {.m = t->m, .p = &t->low, .bf16 = t->bf16};
     p->weights_bytes = cr_frozen_bytes(t->m, &t->low, t->bf16);
-    p->activations_bytes =
-        threads * cr_pass_bytes(&frozen, &t->shape) + cr_pass_shared_bytes(t->m, &t->shape);
+    p->activations_bytes = (t->opt.device ? 0 : threads * cr_pass_bytes(&frozen, &t->shape)) +
+                           cr_pass_shared_bytes(t->m, &t->shape);
+    t->most_micros = most_micros;
+    struct cr_device_job job = device_job(t);
+    if (t->opt.device)
+        p->device_bytes = t->opt.device->bytes(t->opt.device, &job);
     if (p->activations_bytes + p->weights_bytes < pool) /* the pool is made when they are gone */
         p->activations_bytes = pool - p->weights_bytes;
     p->data_bytes = cr_data_bytes(&t->data) +
@@ -381,6 +399,8 @@ fail:
 
 static void free_passes(cr_trainer *t)
 {
+    if (t->opt.device)
+        t->opt.device->stop(t->opt.device);
     cr_frozen_deinit(&t->frozen);
     for (int i = 0; i < CR_MAX_THREADS; i++) {
         cr_pass_free(t->passes[i]);
@@ -433,6 +453,9 @@ const char *cr_trainer_task(const cr_trainer *t, size_t i, size_t *n_rows)
 
 static enum cr_status make_passes(cr_trainer *t, struct cr_error *err)
 {
+    struct cr_device_job job = device_job(t);
+    if (t->opt.device)
+        return t->opt.device->start(t->opt.device, &job, t->params, err);
     enum cr_status status = cr_frozen_init(&t->frozen, t->m, &t->low, t->bf16, err);
     for (int i = 0; i < cr_threads_count(t->m->threads) && !status; i++)
         status = cr_pass_new(&t->passes[i], &t->frozen, &t->rope, &t->shape, err);
@@ -449,26 +472,35 @@ static void run_micros(void *ud, size_t begin, size_t end, int thread)
     }
 }
 
-/* One step: returns the loss; *norm is that of its gradients. */
-static double run_step(cr_trainer *t, double *norm)
+/* One step: its loss, and the norm of its gradients. */
+static enum cr_status run_step(cr_trainer *t, double *loss, double *norm, struct cr_error *err)
 {
     size_t n = (size_t)t->opt.n;
-    double loss = 0;
+    float factor = cr_lr_factor(t->step, t->plan.n_steps, t->opt.warm_up, t->opt.lr_end);
+    *loss = 0;
     cr_batcher_next(&t->batcher, t->rows_total - t->rows_done);
     cr_packed_fill(&t->packed, &t->batcher, t->table ? t->table : t->params + t->low.weights_at);
+    if (t->opt.device)
+        return t->opt.device->step(t->opt.device, &t->packed, t->step + 1, factor, loss, norm, err);
     cr_frozen_refresh(&t->frozen, t->params);
     cr_turns_reset(&t->turns);
     cr_threads_run_dynamic(t->m->threads, t->packed.n_micros, 1, run_micros, t);
     for (size_t k = 0; k < t->packed.n_micros; k++)
-        loss += t->micro_loss[k];
+        *loss += t->micro_loss[k];
     for (size_t g = 0; g < t->packed.n_groups && t->low.learn_weights; g++) {
         float *to = t->grads + t->low.weights_at + t->packed.group_key[g] * n;
         for (size_t i = 0; i < n; i++)
             to[i] += t->packed.da[g * n + i];
     }
-    float factor = cr_lr_factor(t->step, t->plan.n_steps, t->opt.warm_up, t->opt.lr_end);
     *norm = cr_adamw_step(&t->adam, t->m->threads, t->params, t->grads, t->step + 1, factor);
-    return loss;
+    return CR_OK;
+}
+
+/* Parameters and moments, where a device has them. */
+static enum cr_status fetch(cr_trainer *t, struct cr_error *err)
+{
+    struct cr_train_device *d = t->opt.device;
+    return d ? d->fetch(d, t->params, t->adam.m, t->adam.v, err) : CR_OK;
 }
 
 static float mean_loss(const cr_trainer *t, bool last)
@@ -483,12 +515,12 @@ static float mean_loss(const cr_trainer *t, bool last)
 }
 
 /* A checkpoint that cannot be written must not end the training: it is said, and tried again. */
-static bool try_checkpoint(const cr_trainer *t)
+static bool try_checkpoint(cr_trainer *t)
 {
     struct cr_error err;
     if (!t->checkpoint)
         return false;
-    if (cr_checkpoint_write(t, &err) == CR_OK)
+    if (fetch(t, &err) == CR_OK && cr_checkpoint_write(t, &err) == CR_OK)
         return true;
     cr_log(CR_LOG_WARN, "training goes on, but its checkpoint could not be written: %s", err.msg);
     return false;
@@ -500,7 +532,10 @@ static enum cr_status train(cr_trainer *t, struct cr_train_report *report, struc
     float running = t->step ? t->losses[t->step - 1] : 0;
     long first = t->step;
     while (t->step < t->plan.n_steps) {
-        double norm, loss = run_step(t, &norm);
+        double norm, loss;
+        enum cr_status status = run_step(t, &loss, &norm, err);
+        if (status)
+            return status;
         if (!isfinite(loss) || !isfinite(norm))
             return cr_error_set(err, CR_INVALID,
                                 "training: step %ld has loss %g and gradient norm %g: try a "
@@ -534,12 +569,14 @@ static enum cr_status train(cr_trainer *t, struct cr_train_report *report, struc
         };
         if (!t->opt.progress || t->opt.progress(t->opt.ud, &p))
             continue;
-        enum cr_status status = t->checkpoint ? cr_checkpoint_write(t, err) : CR_OK;
+        status = fetch(t, err);
+        if (!status && t->checkpoint)
+            status = cr_checkpoint_write(t, err);
         return status ? status
                       : cr_error_set(err, CR_CANCELLED, "training stopped after step %ld of %ld",
                                      t->step, t->plan.n_steps);
     }
-    return CR_OK;
+    return fetch(t, err);
 }
 
 static enum cr_status replace(char **field, const char *text, struct cr_error *err)

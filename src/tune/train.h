@@ -70,7 +70,8 @@ struct cr_train_options {
     long steps;           /* 0: by epochs */
     float epochs;         /* when steps is 0 */
     int tokens_per_step;  /* packed tokens in a step; 0: 12288 */
-    int tokens_per_batch; /* packed tokens of a micro-batch: memory against speed; 0: 384 */
+    int tokens_per_batch; /* packed tokens of a micro-batch: memory against speed; 0: 384, or with
+                             a device a step's share of each that runs at a time */
     enum cr_train_precision precision;
     float lr, lr_weights; /* lr_weights (of a): 0: 10 * lr */
     float beta1, beta2, weight_decay;
@@ -86,6 +87,7 @@ struct cr_train_options {
     long checkpoint_steps;  /* also every so many steps; 0: by time only */
     bool resume;            /* go on from the checkpoint if it is there */
     uint64_t memory_limit;  /* bytes for the whole of it; 0: what the machine has available */
+    struct cr_train_device *device; /* runs the steps (tune/device.h); borrowed; NULL: the CPU */
     /* Called after every step. Return false to save a checkpoint and stop. May be NULL. */
     bool (*progress)(void *ud, const struct cr_train_progress *p);
     void *ud;
@@ -107,7 +109,8 @@ struct cr_train_plan {
     uint64_t activations_bytes; /* of all threads */
     uint64_t data_bytes;
     uint64_t total_bytes, available_bytes;
-    long resume_step; /* 0: from the start */
+    uint64_t device_bytes; /* of each device's own memory; 0: the CPU runs the steps */
+    long resume_step;      /* 0: from the start */
 };
 
 struct cr_train_report {

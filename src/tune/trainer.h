@@ -3,8 +3,7 @@
 #ifndef CR_TRAINER_H
 #define CR_TRAINER_H
 
-#include "tune/batch.h"
-#include "tune/optim.h"
+#include "tune/device.h"
 #include "tune/train.h"
 
 struct cr_trainer {
@@ -20,6 +19,7 @@ struct cr_trainer {
     struct cr_batcher batcher;
     struct cr_packed packed;
     struct cr_pass_shape shape;
+    size_t most_micros; /* of a step */
     struct cr_pass_shared rope;
     struct cr_turns turns;
     cr_pass *passes[CR_MAX_THREADS]; /* while running */

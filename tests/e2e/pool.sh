@@ -13,6 +13,12 @@ train=(pool train -q --tasks . --n 2 --rank 2 --steps 3 --step-tokens 200)
 grep -E '"(tasks|rows|steps)"' plan.json
 "$CRAYON" "${train[@]}" -o pool.gguf 2> err || fail train
 "$CRAYON" "${train[@]}" -o again.gguf -t 1 2> err || fail "train again"
+if "$CRAYON" version | grep -q '+cuda'; then
+    echo "a build without CUDA says so"
+else
+    "$CRAYON" "${train[@]}" --device cuda -o never.gguf 2>&1 | grep -q 'built without the CUDA backend' &&
+        echo "a build without CUDA says so"
+fi
 "$CRAYON" pool export -q pool.gguf --base 1 -o one.gguf --type f32 2> err || fail export
 "$CRAYON" pool export -q again.gguf --base 1 -o two.gguf --type f32 2> err || fail export
 cmp one.gguf two.gguf && echo "the same pool from one thread"

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* --device and --devices: where batches and training steps run. */
+#ifndef CR_CLI_DEVICE_H
+#define CR_CLI_DEVICE_H
+
+#include "crayon.h"
+#include "options.h"
+
+struct cr_compute;
+struct cr_train_device;
+
+/* NULL where the verb has no --device, or it says cpu. CR_UNSUPPORTED: a build without CUDA.
+ * Free with cr_device_free_compute once the model is no longer used. */
+enum cr_status cr_device_compute(struct cr_compute **out, cr_model *m, const struct cr_args *a,
+                                 struct cr_error *err);
+void cr_device_free_compute(struct cr_compute *c);
+/* The same for training, on --devices GPUs. */
+enum cr_status cr_device_train(struct cr_train_device **out, const struct cr_args *a,
+                               struct cr_error *err);
+void cr_device_free_train(struct cr_train_device *d);
+
+#endif
