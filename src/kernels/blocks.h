@@ -6,27 +6,35 @@
  *     LANES, SIDE           rows side by side (one per lane), most tokens of one inner loop
  *     vf v_zero, vm         the float vector and a mask of lanes; v_lanes(begin, end),
  *     v_load_mask, v_store_mask
- *     struct tile           one block of LANES rows, unpacked and transposed
- *     load_tile(type, p, rb)                     from the block at p and rb, 2 rb, ... bytes on
+ *     struct tile           a group of 32 columns of LANES rows, unpacked and transposed
+ *     load_tiles(type, out, p, rb)               the groups_of(type) tiles of the block at p and
+ *                                                those rb, 2 rb, ... bytes on
  *     multiply(type, T, acc, tile, x, sums, b)   acc[t] += tile * block b of x[t], for t < T
- *     sum_codes(sums, x, n_blocks, factor)       sums[b] = factor * sum of the codes of block b
- *     sum_factor(type)                           that factor; 0 where the sums are not used
+ *     sum_codes(type, sums, x, n_blocks)         SUMS numbers for each block of an activation:
+ *                                                whatever multiply wants to know beforehand
+ *     sum_factor(type)                           0 where the sums are not used
  *
- * and gets matmul_q8_0, matmul_q4_0 and matmul_q4_1. No sum crosses lanes: every output is made by
- * one lane that takes its blocks in order. With few tokens the tiles live in registers; with many,
- * a panel of tiles is made once and used for all tokens of a pass.
+ * and gets the products of all types with blocks. No sum crosses lanes: every output is made by one
+ * lane that takes its blocks in order. With few tokens the tiles live in registers (those of
+ * K-types beside the stack's top); with many, a panel of tiles is made once and used for all tokens
+ * of a pass.
  */
 #ifndef CR_BLOCKS_H
 #define CR_BLOCKS_H
 
+#include "kernels/groups.h"
 #include "kernels/levels.h"
 
 #include <string.h>
 
 enum {
-    PANEL = 48, /* blocks in a panel: its tiles stay in the first- or second-level cache */
-    PASS = 64,  /* tokens per pass over the weights */
+    PANEL = 48,    /* groups in a panel: its tiles stay in the first- or second-level cache */
+    PASS = 64,     /* tokens per pass over the weights */
+    SUMS = 2,      /* numbers that sum_codes makes for each group */
+    MAX_GROUPS = 8 /* in a block */
 };
+
+_Static_assert(PANEL % MAX_GROUPS == 0, "a panel begins where a block does");
 
 /* What the inner loops of one call share. */
 struct job {
@@ -34,11 +42,11 @@ struct job {
     size_t ldy;
     const uint8_t *w; /* the first of LANES rows, at the first block of the panel */
     const uint8_t *x; /* the first token, at that block */
-    size_t row_bytes, block_size, x_bytes, n_blocks, n_tok;
-    vm mask;                  /* lanes that are stored */
-    bool more;                /* y holds the sum of earlier panels */
-    const struct tile *panel; /* NULL: take tiles straight from w */
-    int32_t (*sums)[PANEL];   /* by token */
+    size_t row_bytes, block_size, x_bytes, n_groups, n_tok;
+    vm mask;                       /* lanes that are stored */
+    bool more;                     /* y holds the sum of earlier panels */
+    const struct tile *panel;      /* NULL: take tiles straight from w */
+    int32_t (*sums)[PANEL * SUMS]; /* by token */
 };
 
 /* Single tokens wait for memory: the weights come from there but once. The processor follows one
@@ -63,15 +71,19 @@ INLINE void side_by_side(enum cr_type type, int T, const struct job *j, size_t t
         __builtin_prefetch(j->y + (t0 + (size_t)t) * j->ldy, 1);
     }
     if (T > 4 || j->panel) {
-        for (size_t b = 0; b < j->n_blocks; b++)
+        for (size_t b = 0; b < j->n_groups; b++)
             multiply(type, T, acc, &j->panel[b], x, sums, b);
     } else {
+        const size_t groups = (size_t)groups_of(type), n_blocks = j->n_groups / groups;
         const uint8_t *w = j->w, *next = w + LANES * j->row_bytes;
-        for (size_t b = 0; b < j->n_blocks; b++, w += j->block_size) {
-            if (b < LANES)
-                prefetch(next + b * j->row_bytes, j->n_blocks * j->block_size);
-            struct tile tile = load_tile(type, w, j->row_bytes);
-            multiply(type, T, acc, &tile, x, sums, b);
+        size_t ahead = 0; /* rows of the next panel that are on their way */
+        for (size_t b = 0; b < j->n_groups; b += groups, w += j->block_size) {
+            struct tile tile[MAX_GROUPS];
+            for (; ahead < LANES && ahead <= b; ahead++)
+                prefetch(next + ahead * j->row_bytes, n_blocks * j->block_size);
+            load_tiles(type, tile, w, j->row_bytes);
+            for (size_t i = 0; i < groups; i++)
+                multiply(type, T, acc, &tile[i], x, sums, b + i);
         }
     }
     UNROLL for (int t = 0; t < T; t++)
@@ -87,8 +99,9 @@ INLINE void one_panel(enum cr_type type, struct job *j)
     size_t t = 0, n = j->n_tok;
     j->panel = NULL;
     if (n != 1 && n != 2 && n != 4) {
-        for (size_t b = 0; b < j->n_blocks; b++)
-            panel[b] = load_tile(type, j->w + b * j->block_size, j->row_bytes);
+        const size_t groups = (size_t)groups_of(type);
+        for (size_t b = 0; b < j->n_groups; b += groups)
+            load_tiles(type, panel + b, j->w + b / groups * j->block_size, j->row_bytes);
         j->panel = panel;
     }
     for (; SIDE > 4 && n - t >= SIDE; t += SIDE)
@@ -121,25 +134,23 @@ INLINE void all_panels(enum cr_type type, struct job j, size_t rows)
 
 INLINE void matmul_blocks(enum cr_type type, float *y, size_t ldy, const uint8_t *w,
                           size_t row_bytes, const uint8_t *x, size_t x_bytes, size_t rows,
-                          size_t n_tok, size_t n_blocks)
+                          size_t n_tok, size_t n_groups)
 {
-    int32_t sums[PASS][PANEL];
+    int32_t sums[PASS][PANEL * SUMS];
     struct job j = {.ldy = ldy, .row_bytes = row_bytes, .x_bytes = x_bytes, .sums = sums};
-    j.block_size = type == CR_Q8_0   ? sizeof(struct cr_block_q8_0)
-                   : type == CR_Q4_0 ? sizeof(struct cr_block_q4_0)
-                                     : sizeof(struct cr_block_q4_1);
-    for (size_t t = 0; n_blocks == 0 && t < n_tok; t++)
+    j.block_size = cr_type_info(type)->block_size;
+    for (size_t t = 0; n_groups == 0 && t < n_tok; t++)
         memset(y + t * ldy, 0, rows * sizeof *y);
-    for (size_t b = 0; b < n_blocks; b += PANEL) {
-        j.n_blocks = n_blocks - b < PANEL ? n_blocks - b : PANEL;
+    for (size_t b = 0; b < n_groups; b += PANEL) {
+        j.n_groups = n_groups - b < PANEL ? n_groups - b : PANEL;
         j.more = b > 0;
-        j.w = w + b * j.block_size;
+        j.w = w + b / (size_t)groups_of(type) * j.block_size;
         for (size_t t = 0; t < n_tok; t += PASS) {
             j.n_tok = n_tok - t < PASS ? n_tok - t : PASS;
             j.x = x + t * x_bytes + b * sizeof(struct cr_block_q8a);
             j.y = y + t * ldy;
             for (size_t i = 0; sum_factor(type) != 0 && i < j.n_tok; i++)
-                sum_codes(sums[i], (const void *)(j.x + i * x_bytes), j.n_blocks, sum_factor(type));
+                sum_codes(type, sums[i], (const void *)(j.x + i * x_bytes), j.n_groups);
             all_panels(type, j, rows);
         }
     }
@@ -154,5 +165,16 @@ INLINE void matmul_blocks(enum cr_type type, float *y, size_t ldy, const uint8_t
 MATMUL_BLOCKS(q8_0, CR_Q8_0)
 MATMUL_BLOCKS(q4_0, CR_Q4_0)
 MATMUL_BLOCKS(q4_1, CR_Q4_1)
+MATMUL_BLOCKS(q5_0, CR_Q5_0)
+MATMUL_BLOCKS(q5_1, CR_Q5_1)
+MATMUL_BLOCKS(q4_k, CR_Q4_K)
+MATMUL_BLOCKS(q5_k, CR_Q5_K)
+MATMUL_BLOCKS(q6_k, CR_Q6_K)
+MATMUL_BLOCKS(iq4_nl, CR_IQ4_NL)
+
+#define MATMUL_QUANTISED                                                                           \
+    [CR_Q8_0] = matmul_q8_0, [CR_Q4_0] = matmul_q4_0, [CR_Q4_1] = matmul_q4_1,                     \
+    [CR_Q5_0] = matmul_q5_0, [CR_Q5_1] = matmul_q5_1, [CR_Q4_K] = matmul_q4_k,                     \
+    [CR_Q5_K] = matmul_q5_k, [CR_Q6_K] = matmul_q6_k, [CR_IQ4_NL] = matmul_iq4_nl
 
 #endif

@@ -10,6 +10,7 @@
  *
  * The float kernels are those of vector.h, with 8 lanes.
  */
+#include "kernels/groups.h"
 #include "kernels/levels.h"
 
 #include <immintrin.h>
@@ -46,7 +47,8 @@ INLINE vf v_zero(void)
     return _mm256_setzero_ps();
 }
 
-/* One block of 8 rows. w: unsigned codes of 4-bit types, signed ones of Q8_0. */
+/* One group of 32 columns of 8 rows. w: the codes as they are in the file, unsigned; those of Q8_0
+ * and IQ4_NL signed. */
 struct tile {
     __m256i w[GROUPS];
     __m256 d, m;
@@ -67,6 +69,12 @@ INLINE int load_i32(const void *p)
 }
 
 /* ---- quantised products ---------------------------------------------------------------- */
+
+/* Unsigned codes are too large by this, negated; 0: they are right. */
+INLINE int sum_factor(enum cr_type type)
+{
+    return -code_offset(type);
+}
 
 /* 16 bytes of each of 8 rows, as 4 vectors of one dword per row. */
 INLINE void transpose_8x16(__m256i out[4], const uint8_t *p, size_t rb)
@@ -100,79 +108,238 @@ INLINE __m256 scales(const uint8_t *p, size_t rb)
     return _mm256_cvtph_ps(h);
 }
 
-/* The block at p of each of 8 rows, rb bytes apart. */
+/* `even` in the low and `odd` in the high nibbles of 4 vectors. */
+INLINE void split_nibbles(__m256i even[4], __m256i odd[4], const __m256i v[4])
+{
+    const __m256i low = _mm256_set1_epi8(15);
+    UNROLL for (int g = 0; g < 4; g++)
+    {
+        odd[g] = _mm256_and_si256(_mm256_srli_epi16(v[g], 4), low);
+        even[g] = _mm256_and_si256(v[g], low);
+    }
+}
+
+/* The 4 bytes at p of each of 8 rows. */
+INLINE __m256i dwords(const uint8_t *p, size_t rb)
+{
+    return _mm256_setr_epi32(load_i32(p), load_i32(p + rb), load_i32(p + 2 * rb),
+                             load_i32(p + 3 * rb), load_i32(p + 4 * rb), load_i32(p + 5 * rb),
+                             load_i32(p + 6 * rb), load_i32(p + 7 * rb));
+}
+
+/* Adds 16 to the codes whose bit in the rows' 32 bits is set. */
+INLINE void add_fifth_bits(__m256i w[GROUPS], __m256i bits)
+{
+    UNROLL for (int g = 0; g < GROUPS; g++)
+    { /* to each of a row's 4 codes the byte that has their bits */
+        const int at = g / 2 * 0x01010101;
+        const __m256i from =
+            _mm256_setr_epi32(at, at + 0x04040404, at + 0x08080808, at + 0x0c0c0c0c, at,
+                              at + 0x04040404, at + 0x08080808, at + 0x0c0c0c0c);
+        const __m256i bit = _mm256_set1_epi32(g % 2 ? (int)0x80402010 : 0x08040201);
+        __m256i set = _mm256_and_si256(_mm256_shuffle_epi8(bits, from), bit);
+        set = _mm256_and_si256(_mm256_cmpeq_epi8(set, bit), _mm256_set1_epi8(16));
+        w[g] = _mm256_or_si256(w[g], set);
+    }
+}
+
+/* The block at p of each of 8 rows, rb bytes apart, of a type with one group in a block. */
 INLINE struct tile load_tile(enum cr_type type, const uint8_t *p, size_t rb)
 {
     struct tile t;
+    const bool five = type == CR_Q5_0 || type == CR_Q5_1;
     t.d = scales(p, rb);
-    t.m = type == CR_Q4_1 ? scales(p + 2, rb) : _mm256_setzero_ps();
+    t.m = has_minimum(type) ? scales(p + 2, rb) : _mm256_setzero_ps();
     if (type == CR_Q8_0) {
         transpose_8x16(t.w, p + 2, rb);
         transpose_8x16(t.w + 4, p + 18, rb);
         return t;
     }
-    const __m256i low = _mm256_set1_epi8(15);
-    transpose_8x16(t.w, p + (type == CR_Q4_1 ? 4 : 2), rb);
-    UNROLL for (int g = 0; g < 4; g++)
-    {
-        t.w[g + 4] = _mm256_and_si256(_mm256_srli_epi16(t.w[g], 4), low);
-        t.w[g] = _mm256_and_si256(t.w[g], low);
+    p += has_minimum(type) ? 4 : 2;
+    transpose_8x16(t.w, p + (five ? 4 : 0), rb);
+    split_nibbles(t.w, t.w + 4, t.w);
+    if (five)
+        add_fifth_bits(t.w, dwords(p, rb));
+    if (type == CR_IQ4_NL) {
+        const __m128i values = _mm_loadu_si128((const void *)iq4_values);
+        UNROLL for (int g = 0; g < GROUPS; g++)
+        {
+            t.w[g] = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(values), t.w[g]);
+        }
     }
     return t;
 }
 
-/* acc[t] += tile * block t, for T activations. sums[t]: what is added to the integer product. */
+/* Byte j of each lane, which is not negative unless is_signed, as float. */
+INLINE __m256 lane_byte(__m256i v, int j, bool is_signed)
+{
+    v = _mm256_slli_epi32(v, 24 - 8 * j);
+    return _mm256_cvtepi32_ps(is_signed ? _mm256_srai_epi32(v, 24) : _mm256_srli_epi32(v, 24));
+}
+
+/* Q4_K and Q5_K. */
+INLINE void load_tiles_k4(enum cr_type type, struct tile *out, const uint8_t *p, size_t rb)
+{
+    const bool five = type == CR_Q5_K;
+    const __m256i six = _mm256_set1_epi8(63), four = _mm256_set1_epi8(15);
+    const __m256i top = _mm256_set1_epi8(48), sixteen = _mm256_set1_epi8(16);
+    __m256i head[4], fifth[GROUPS];
+    transpose_8x16(head, p, rb); /* d and m; 3 times 4 bytes that hold six-bit numbers */
+    const __m256 d = scales(p, rb), m = scales(p + 2, rb);
+    const __m256i high = _mm256_srli_epi32(head[3], 4);
+    const __m256i s[2] = {_mm256_and_si256(head[1], six),
+                          _mm256_or_si256(_mm256_and_si256(head[3], four),
+                                          _mm256_and_si256(_mm256_srli_epi32(head[1], 2), top))};
+    const __m256i mins[2] = {_mm256_and_si256(head[2], six),
+                             _mm256_or_si256(_mm256_and_si256(high, four),
+                                             _mm256_and_si256(_mm256_srli_epi32(head[2], 2), top))};
+    if (five) {
+        transpose_8x16(fifth, p + 16, rb);
+        transpose_8x16(fifth + 4, p + 32, rb);
+    }
+    p += five ? 48 : 16;
+    UNROLL for (int j = 0; j < 8; j++)
+    {
+        out[j].d = _mm256_mul_ps(d, lane_byte(s[j / 4], j % 4, false));
+        out[j].m = _mm256_mul_ps(_mm256_sub_ps(_mm256_setzero_ps(), m),
+                                 lane_byte(mins[j / 4], j % 4, false));
+    }
+    UNROLL for (int c = 0; c < 4; c++)
+    {
+        __m256i v[GROUPS];
+        transpose_8x16(v, p + 32 * c, rb);
+        transpose_8x16(v + 4, p + 32 * c + 16, rb);
+        split_nibbles(out[2 * c].w, out[2 * c + 1].w, v);
+        split_nibbles(out[2 * c].w + 4, out[2 * c + 1].w + 4, v + 4);
+    }
+    if (!five)
+        return;
+    UNROLL for (int j = 0; j < 8; j++)
+    {
+        UNROLL for (int g = 0; g < GROUPS; g++)
+        {
+            __m256i bit =
+                j < 4 ? _mm256_slli_epi16(fifth[g], 4 - j) : _mm256_srli_epi16(fifth[g], j - 4);
+            out[j].w[g] = _mm256_or_si256(out[j].w[g], _mm256_and_si256(bit, sixteen));
+        }
+    }
+}
+
+/* Q6_K: the codes are 32 too large; d and m are the scales of the two halves. */
+INLINE void load_tiles_k6(struct tile *out, const uint8_t *p, size_t rb)
+{
+    const __m256i top = _mm256_set1_epi8(48);
+    const __m256 d = scales(p + 208, rb);
+    __m256i s[4];
+    transpose_8x16(s, p + 192, rb);
+    UNROLL for (int j = 0; j < 8; j++)
+    {
+        out[j].d = _mm256_mul_ps(d, lane_byte(s[j / 2], 2 * (j % 2), true));
+        out[j].m = _mm256_mul_ps(d, lane_byte(s[j / 2], 2 * (j % 2) + 1, true));
+    }
+    UNROLL for (int half = 0; half < 2; half++)
+    {
+        struct tile *t = out + 4 * half;
+        __m256i h[GROUPS], v[GROUPS];
+        transpose_8x16(h, p + 128 + 32 * half, rb);
+        transpose_8x16(h + 4, p + 144 + 32 * half, rb);
+        UNROLL for (int c = 0; c < 2; c++)
+        {
+            transpose_8x16(v, p + 64 * half + 32 * c, rb);
+            transpose_8x16(v + 4, p + 64 * half + 32 * c + 16, rb);
+            split_nibbles(t[c].w, t[c + 2].w, v);
+            split_nibbles(t[c].w + 4, t[c + 2].w + 4, v + 4);
+        }
+        UNROLL for (int g = 0; g < GROUPS; g++)
+        {
+            __m256i bits[4] = {_mm256_slli_epi16(h[g], 4), _mm256_slli_epi16(h[g], 2), h[g],
+                               _mm256_srli_epi16(h[g], 2)};
+            UNROLL for (int c = 0; c < 4; c++)
+            {
+                t[c].w[g] = _mm256_or_si256(t[c].w[g], _mm256_and_si256(bits[c], top));
+            }
+        }
+    }
+}
+
+INLINE void load_tiles(enum cr_type type, struct tile *out, const uint8_t *p, size_t rb)
+{
+    if (type == CR_Q4_K || type == CR_Q5_K)
+        load_tiles_k4(type, out, p, rb);
+    else if (type == CR_Q6_K)
+        load_tiles_k6(out, p, rb);
+    else
+        *out = load_tile(type, p, rb);
+}
+
+/* Codes that use the whole range of a signed byte are multiplied with their signs. */
+INLINE bool is_signed(enum cr_type type)
+{
+    return type == CR_Q8_0 || type == CR_IQ4_NL;
+}
+
+/* How many vectors of pairs of products, each at most 2 * 127 * the largest code, stay below 2^15
+ * when they are added: 8 of 4-bit codes, 4 of 5 bits, 2 of 6 bits. */
+INLINE int pairs_in_16_bits(enum cr_type type)
+{
+    return is_signed(type)                                         ? 1
+           : type == CR_Q6_K                                       ? 2
+           : type == CR_Q5_0 || type == CR_Q5_1 || type == CR_Q5_K ? 4
+                                                                   : 8;
+}
+
+/* acc[t] += tile * group b of x[t]. sums[t][2 b], [2 b + 1]: what is added to the integer sums of
+ * the group, or of its two halves. */
 INLINE void multiply(enum cr_type type, int T, __m256 *acc, const struct tile *tile,
                      const struct cr_block_q8a *const *x, const int32_t *const *sums, size_t b)
 {
     const __m256i ones = _mm256_set1_epi16(1);
-    __m256i dot[SIDE];
-    UNROLL for (int g = 0; g < GROUPS; g++)
+    const int step = pairs_in_16_bits(type), parts = type == CR_Q6_K ? 2 : 1;
+    UNROLL for (int part = 0; part < parts; part++)
     {
-        __m256i w = tile->w[g], size = _mm256_abs_epi8(w);
+        __m256i dot[SIDE], pairs[SIDE];
+        UNROLL for (int g = part * 4; g < (part + 1) * GROUPS / parts; g++)
+        {
+            __m256i w = tile->w[g], size = _mm256_abs_epi8(w);
+            UNROLL for (int t = 0; t < T; t++)
+            {
+                __m256i v = _mm256_set1_epi32(load_i32(x[t][b].q + 4 * g));
+                if (is_signed(type)) /* |w| times x with the sign of w */
+                    v = _mm256_maddubs_epi16(size, _mm256_sign_epi8(v, w));
+                else
+                    v = _mm256_maddubs_epi16(w, v);
+                pairs[t] = g % step == 0 ? v : _mm256_add_epi16(pairs[t], v);
+                if (g % step < step - 1)
+                    continue;
+                v = _mm256_madd_epi16(pairs[t], ones);
+                dot[t] = g < part * 4 + step ? v : _mm256_add_epi32(dot[t], v);
+            }
+        }
         UNROLL for (int t = 0; t < T; t++)
         {
-            __m256i v = _mm256_set1_epi32(load_i32(x[t][b].q + 4 * g));
-            if (type == CR_Q8_0) /* |w| times x with the sign of w: pairs stay below 2^15 */
-                v = _mm256_madd_epi16(_mm256_maddubs_epi16(size, _mm256_sign_epi8(v, w)), ones);
-            else /* 8 pairs of at most 15 * 127 * 2 stay below 2^15 too */
-                v = _mm256_maddubs_epi16(w, v);
-            if (g == 0)
-                dot[t] = v;
-            else
-                dot[t] =
-                    type == CR_Q8_0 ? _mm256_add_epi32(dot[t], v) : _mm256_add_epi16(dot[t], v);
+            const struct cr_block_q8a *xb = &x[t][b];
+            if (sum_factor(type) != 0)
+                dot[t] = _mm256_add_epi32(dot[t], _mm256_set1_epi32(sums[t][2 * b + (size_t)part]));
+            __m256 d = _mm256_mul_ps(part ? tile->m : tile->d, _mm256_set1_ps(xb->d));
+            acc[t] = _mm256_fmadd_ps(d, _mm256_cvtepi32_ps(dot[t]), acc[t]);
+            if (has_minimum(type))
+                acc[t] = _mm256_fmadd_ps(tile->m, _mm256_set1_ps(xb->s), acc[t]);
         }
     }
-    UNROLL for (int t = 0; t < T; t++)
-    {
-        const struct cr_block_q8a *xb = &x[t][b];
-        __m256i sum = type == CR_Q8_0 ? dot[t] : _mm256_madd_epi16(dot[t], ones);
-        if (type == CR_Q4_0)
-            sum = _mm256_add_epi32(sum, _mm256_set1_epi32(sums[t][b]));
-        __m256 d = _mm256_mul_ps(tile->d, _mm256_set1_ps(xb->d));
-        acc[t] = _mm256_fmadd_ps(d, _mm256_cvtepi32_ps(sum), acc[t]);
-        if (type == CR_Q4_1)
-            acc[t] = _mm256_fmadd_ps(tile->m, _mm256_set1_ps(xb->s), acc[t]);
-    }
 }
 
-/* Q4_0 nibbles are 8 too large. Q8_0 is multiplied with its signs. */
-INLINE int sum_factor(enum cr_type type)
-{
-    return type == CR_Q4_0 ? -8 : 0;
-}
-
-static void sum_codes(int32_t *sums, const struct cr_block_q8a *x, size_t n_blocks, int factor)
+static void sum_codes(enum cr_type type, int32_t *sums, const struct cr_block_q8a *x,
+                      size_t n_groups)
 {
     const __m256i ones = _mm256_set1_epi8(1), ones16 = _mm256_set1_epi16(1);
-    for (size_t b = 0; b < n_blocks; b++) {
+    for (size_t b = 0; b < n_groups; b++) {
         __m256i q = _mm256_loadu_si256((const void *)x[b].q);
         q = _mm256_madd_epi16(_mm256_maddubs_epi16(ones, q), ones16);
-        __m128i s = _mm_add_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
-        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
-        sums[b] = factor * _mm_cvtsi128_si32(s);
+        q = _mm256_add_epi32(q, _mm256_shuffle_epi32(q, 0x4e));
+        q = _mm256_add_epi32(q, _mm256_shuffle_epi32(q, 0xb1));
+        int lo = _mm256_extract_epi32(q, 0), hi = _mm256_extract_epi32(q, 4);
+        sums[2 * b] = sum_factor(type) * (type == CR_Q6_K ? lo : lo + hi);
+        sums[2 * b + 1] = sum_factor(type) * hi;
     }
 }
 
@@ -355,12 +522,8 @@ static void rope_norm(float *x, const float *cs, size_t d)
 const struct cr_kernels cr_kernels_avx2 = {
     .name = "avx2",
     .level = CR_CPU_AVX2,
-    .matmul = {[CR_F32] = matmul_f32,
-               [CR_F16] = matmul_f16,
-               [CR_BF16] = matmul_bf16,
-               [CR_Q8_0] = matmul_q8_0,
-               [CR_Q4_0] = matmul_q4_0,
-               [CR_Q4_1] = matmul_q4_1},
+    .matmul =
+        {[CR_F32] = matmul_f32, [CR_F16] = matmul_f16, [CR_BF16] = matmul_bf16, MATMUL_QUANTISED},
     .quantize_q8a = quantize_q8a,
     VECTOR_KERNELS,
 };

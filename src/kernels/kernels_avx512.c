@@ -5,9 +5,10 @@
  * Quantised products as in kernels_avx2.c, with 16 rows: one row per 32-bit lane, a block of 16
  * rows transposed into a tile whose vector g holds bytes 4g..4g+3 of every row. VPDPBUSD multiplies
  * unsigned weight codes by the signed codes of an activation, broadcast from where they lie. Q8_0
- * codes are made unsigned by adding 128 and Q4_0 nibbles are 8 too large, so the integer sum of a
- * block begins with -128 or -8 times the sum of the activation's codes and comes out exact. The
- * floats then follow kernels_ref.c, so the results are the same bits.
+ * codes are made unsigned by adding 128 and those of Q4_0 are 8 too large in the file, so the
+ * integer sum of a group begins with -128 or -8 times the sum of the activation's codes and comes
+ * out exact; other types likewise. The floats then follow kernels_ref.c, so the results are the
+ * same bits.
  *
  * The float kernels are those of vector.h, with 16 lanes.
  */
@@ -25,9 +26,14 @@ enum {
 typedef __m512 vf;
 typedef __mmask16 vm;
 
-INLINE struct tile load_tile(enum cr_type type, const uint8_t *p, size_t rb)
+INLINE void load_tiles(enum cr_type type, struct tile *out, const uint8_t *p, size_t rb)
 {
-    return load_tile_16(type, p, rb, false);
+    if (type == CR_Q4_K || type == CR_Q5_K)
+        load_tiles_k4(type, out, p, rb);
+    else if (type == CR_Q6_K)
+        load_tiles_k6(out, p, rb);
+    else
+        *out = load_tile_16(type, p, rb, false);
 }
 
 /* Lanes [begin, end). */
@@ -50,6 +56,12 @@ INLINE vf v_zero(void)
 
 /* ---- quantised products ---------------------------------------------------------------- */
 
+/* Unsigned codes are too large by this, negated; 0: they are right. */
+INLINE int sum_factor(enum cr_type type)
+{
+    return type == CR_Q8_0 || type == CR_IQ4_NL ? -128 : -code_offset(type);
+}
+
 INLINE int load_i32(const void *p)
 {
     int v;
@@ -57,39 +69,49 @@ INLINE int load_i32(const void *p)
     return v;
 }
 
+/* sums[t][2 b], [2 b + 1]: where the integer sums of the group, or its two halves, begin. */
 INLINE void multiply(enum cr_type type, int T, vf *acc, const struct tile *tile,
                      const struct cr_block_q8a *const *x, const int32_t *const *sums, size_t b)
 {
+    const bool halves = type == CR_Q6_K;
+    const int parts = halves ? 2 : 1;
     UNROLL for (int t = 0; t < T; t++)
     {
         const struct cr_block_q8a *xb = &x[t][b];
-        __m512i dot = type == CR_Q4_1 ? _mm512_setzero_si512() : _mm512_set1_epi32(sums[t][b]);
+        __m512i dot[2];
+        UNROLL for (int h = 0; h < parts; h++)
+        {
+            dot[h] = sum_factor(type) ? _mm512_set1_epi32(sums[t][2 * b + (size_t)h])
+                                      : _mm512_setzero_si512();
+        }
         UNROLL for (int g = 0; g < GROUPS; g++)
         {
-            dot = _mm512_dpbusd_epi32(dot, tile->w[g], _mm512_set1_epi32(load_i32(xb->q + 4 * g)));
+            __m512i v = _mm512_set1_epi32(load_i32(xb->q + 4 * g));
+            dot[halves && g >= 4] = _mm512_dpbusd_epi32(dot[halves && g >= 4], tile->w[g], v);
         }
         vf d = _mm512_mul_ps(tile->d, _mm512_set1_ps(xb->d));
-        acc[t] = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(dot), acc[t]);
-        if (type == CR_Q4_1)
+        acc[t] = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(dot[0]), acc[t]);
+        if (halves) {
+            d = _mm512_mul_ps(tile->m, _mm512_set1_ps(xb->d));
+            acc[t] = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(dot[1]), acc[t]);
+        }
+        if (has_minimum(type))
             acc[t] = _mm512_fmadd_ps(tile->m, _mm512_set1_ps(xb->s), acc[t]);
     }
 }
 
-INLINE int sum_factor(enum cr_type type)
-{
-    return type == CR_Q8_0 ? -128 : type == CR_Q4_0 ? -8 : 0;
-}
-
-static void sum_codes(int32_t *sums, const struct cr_block_q8a *x, size_t n_blocks, int factor)
+static void sum_codes(enum cr_type type, int32_t *sums, const struct cr_block_q8a *x,
+                      size_t n_groups)
 {
     const __m256i ones = _mm256_set1_epi8(1);
-    for (size_t b = 0; b < n_blocks; b++) {
+    for (size_t b = 0; b < n_groups; b++) {
         __m256i q = _mm256_loadu_si256((const void *)x[b].q);
         q = _mm256_dpbusd_epi32(_mm256_setzero_si256(), ones, q);
-        __m128i s = _mm_add_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
-        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
-        sums[b] = factor * _mm_cvtsi128_si32(s);
+        q = _mm256_add_epi32(q, _mm256_shuffle_epi32(q, 0x4e));
+        q = _mm256_add_epi32(q, _mm256_shuffle_epi32(q, 0xb1));
+        int lo = _mm256_extract_epi32(q, 0), hi = _mm256_extract_epi32(q, 4);
+        sums[2 * b] = sum_factor(type) * (type == CR_Q6_K ? lo : lo + hi);
+        sums[2 * b + 1] = sum_factor(type) * hi;
     }
 }
 
@@ -254,12 +276,8 @@ static void rope_norm(float *x, const float *cs, size_t d)
 const struct cr_kernels cr_kernels_avx512 = {
     .name = "avx512",
     .level = CR_CPU_AVX512,
-    .matmul = {[CR_F32] = matmul_f32,
-               [CR_F16] = matmul_f16,
-               [CR_BF16] = matmul_bf16,
-               [CR_Q8_0] = matmul_q8_0,
-               [CR_Q4_0] = matmul_q4_0,
-               [CR_Q4_1] = matmul_q4_1},
+    .matmul =
+        {[CR_F32] = matmul_f32, [CR_F16] = matmul_f16, [CR_BF16] = matmul_bf16, MATMUL_QUANTISED},
     .quantize_q8a = quantize_q8a,
     VECTOR_KERNELS,
 };

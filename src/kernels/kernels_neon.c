@@ -6,6 +6,7 @@
  * holds bytes 4g..4g+3 of each row as signed codes. The float kernels are those of vector.h, with 4
  * lanes.
  */
+#include "kernels/groups.h"
 #include "kernels/levels.h"
 
 #include <arm_neon.h>
@@ -52,6 +53,7 @@ INLINE vf v_zero(void)
 
 /* ---- quantised products ---------------------------------------------------------------- */
 
+/* One group of 32 columns of 4 rows. */
 struct tile {
     int8x16_t w[GROUPS];
     vf d, m;
@@ -83,61 +85,206 @@ INLINE vf scales(const uint8_t *p, size_t rb)
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(h)));
 }
 
+/* `even` in the low and `odd` in the high nibbles of 4 vectors. */
+INLINE void split_nibbles(int8x16_t even[4], int8x16_t odd[4], const uint32x4_t v[4])
+{
+    UNROLL for (int g = 0; g < 4; g++)
+    {
+        uint8x16_t q = vreinterpretq_u8_u32(v[g]);
+        even[g] = vreinterpretq_s8_u8(vandq_u8(q, vdupq_n_u8(15)));
+        odd[g] = vreinterpretq_s8_u8(vshrq_n_u8(q, 4));
+    }
+}
+
+/* The codes of a type as signed numbers. */
+INLINE void subtract_offset(enum cr_type type, int8x16_t w[GROUPS])
+{
+    UNROLL for (int g = 0; g < GROUPS && code_offset(type) != 0; g++)
+    {
+        w[g] = vsubq_s8(w[g], vdupq_n_s8((int8_t)code_offset(type)));
+    }
+}
+
+/* Adds 16 to the codes whose bit in the rows' 32 bits, at p, is set. */
+INLINE void add_fifth_bits(int8x16_t w[GROUPS], const uint8_t *p, size_t rb)
+{
+    static const uint8_t rows[16] = {0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12};
+    uint32_t h[LANES];
+    for (size_t r = 0; r < LANES; r++)
+        memcpy(&h[r], p + r * rb, sizeof *h);
+    const uint8x16_t bits = vreinterpretq_u8_u32(vld1q_u32(h));
+    UNROLL for (int g = 0; g < GROUPS; g++)
+    { /* to each of a row's 4 codes the byte that has their bits */
+        uint8x16_t from = vaddq_u8(vld1q_u8(rows), vdupq_n_u8((uint8_t)(g / 2)));
+        uint8x16_t bit = vreinterpretq_u8_u32(vdupq_n_u32(g % 2 ? 0x80402010u : 0x08040201u));
+        uint8x16_t set = vandq_u8(vtstq_u8(vqtbl1q_u8(bits, from), bit), vdupq_n_u8(16));
+        w[g] = vorrq_s8(w[g], vreinterpretq_s8_u8(set));
+    }
+}
+
+/* The block at p of each of 4 rows, rb bytes apart, of a type with one group in a block. */
 INLINE struct tile load_tile(enum cr_type type, const uint8_t *p, size_t rb)
 {
     struct tile t;
-    uint32x4_t a[4];
+    uint32x4_t a[GROUPS];
+    const bool five = type == CR_Q5_0 || type == CR_Q5_1;
     t.d = scales(p, rb);
-    t.m = type == CR_Q4_1 ? scales(p + 2, rb) : v_zero();
-    transpose_4x16(a, p + (type == CR_Q4_1 ? 4 : 2), rb);
-    const int8x16_t off = vdupq_n_s8(type == CR_Q4_0 ? 8 : 0);
-    UNROLL for (int g = 0; g < 4; g++)
-    {
-        uint8x16_t q = vreinterpretq_u8_u32(a[g]);
-        t.w[g] = vreinterpretq_s8_u8(q);
-        if (type != CR_Q8_0) {
-            t.w[g] = vsubq_s8(vreinterpretq_s8_u8(vandq_u8(q, vdupq_n_u8(15))), off);
-            t.w[g + 4] = vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(q, 4)), off);
-        }
-    }
+    t.m = has_minimum(type) ? scales(p + 2, rb) : v_zero();
     if (type == CR_Q8_0) {
-        transpose_4x16(a, p + 18, rb);
-        UNROLL for (int g = 0; g < 4; g++)
+        transpose_4x16(a, p + 2, rb);
+        transpose_4x16(a + 4, p + 18, rb);
+        UNROLL for (int g = 0; g < GROUPS; g++)
         {
-            t.w[g + 4] = vreinterpretq_s8_u32(a[g]);
+            t.w[g] = vreinterpretq_s8_u32(a[g]);
+        }
+        return t;
+    }
+    p += has_minimum(type) ? 4 : 2;
+    transpose_4x16(a, p + (five ? 4 : 0), rb);
+    split_nibbles(t.w, t.w + 4, a);
+    if (five)
+        add_fifth_bits(t.w, p, rb);
+    UNROLL for (int g = 0; g < GROUPS && type == CR_IQ4_NL; g++)
+    {
+        t.w[g] = vqtbl1q_s8(vld1q_s8(iq4_values), vreinterpretq_u8_s8(t.w[g]));
+    }
+    subtract_offset(type, t.w);
+    return t;
+}
+
+/* Byte j of each lane as float. */
+INLINE vf lane_byte(uint32x4_t v, int j)
+{
+    return vcvtq_f32_u32(vandq_u32(vshlq_u32(v, vdupq_n_s32(-8 * j)), vdupq_n_u32(255)));
+}
+INLINE vf lane_signed_byte(uint32x4_t v, int j)
+{
+    int32x4_t up = vreinterpretq_s32_u32(vshlq_u32(v, vdupq_n_s32(24 - 8 * j)));
+    return vcvtq_f32_s32(vshrq_n_s32(up, 24));
+}
+
+/* w[g] |= (bits << shift) & mask; bits to the right where shift is negative. */
+INLINE void or_bits(int8x16_t *w, uint32x4_t bits, int shift, uint8_t mask)
+{
+    uint8x16_t v = vshlq_u8(vreinterpretq_u8_u32(bits), vdupq_n_s8((int8_t)shift));
+    *w = vorrq_s8(*w, vreinterpretq_s8_u8(vandq_u8(v, vdupq_n_u8(mask))));
+}
+
+/* Q4_K and Q5_K. */
+INLINE void load_tiles_k4(enum cr_type type, struct tile *out, const uint8_t *p, size_t rb)
+{
+    const bool five = type == CR_Q5_K;
+    const uint32x4_t six = vdupq_n_u32(0x3f3f3f3f), four = vdupq_n_u32(0x0f0f0f0f);
+    const uint32x4_t top = vdupq_n_u32(0x30303030);
+    const vf d = scales(p, rb), m = scales(p + 2, rb);
+    uint32x4_t head[4], fifth[GROUPS], v[GROUPS];
+    transpose_4x16(head, p, rb); /* d and m; 3 times 4 bytes that hold six-bit numbers */
+    const uint32x4_t s[2] = {
+        vandq_u32(head[1], six),
+        vorrq_u32(vandq_u32(head[3], four), vandq_u32(vshrq_n_u32(head[1], 2), top))};
+    const uint32x4_t mins[2] = {vandq_u32(head[2], six),
+                                vorrq_u32(vandq_u32(vshrq_n_u32(head[3], 4), four),
+                                          vandq_u32(vshrq_n_u32(head[2], 2), top))};
+    if (five) {
+        transpose_4x16(fifth, p + 16, rb);
+        transpose_4x16(fifth + 4, p + 32, rb);
+    }
+    p += five ? 48 : 16;
+    UNROLL for (int c = 0; c < 4; c++)
+    {
+        transpose_4x16(v, p + 32 * c, rb);
+        transpose_4x16(v + 4, p + 32 * c + 16, rb);
+        split_nibbles(out[2 * c].w, out[2 * c + 1].w, v);
+        split_nibbles(out[2 * c].w + 4, out[2 * c + 1].w + 4, v + 4);
+    }
+    UNROLL for (int j = 0; j < 8; j++)
+    {
+        out[j].d = vmulq_f32(d, lane_byte(s[j / 4], j % 4));
+        out[j].m = vmulq_f32(vnegq_f32(m), lane_byte(mins[j / 4], j % 4));
+        UNROLL for (int g = 0; g < GROUPS && five; g++)
+        {
+            or_bits(&out[j].w[g], fifth[g], 4 - j, 16);
         }
     }
-    return t;
+}
+
+/* Q6_K: d and m are the scales of the two halves. */
+INLINE void load_tiles_k6(struct tile *out, const uint8_t *p, size_t rb)
+{
+    const vf d = scales(p + 208, rb);
+    uint32x4_t s[4], h[GROUPS], v[GROUPS];
+    transpose_4x16(s, p + 192, rb);
+    UNROLL for (int half = 0; half < 2; half++)
+    {
+        struct tile *t = out + 4 * half;
+        transpose_4x16(h, p + 128 + 32 * half, rb);
+        transpose_4x16(h + 4, p + 144 + 32 * half, rb);
+        UNROLL for (int c = 0; c < 2; c++)
+        {
+            transpose_4x16(v, p + 64 * half + 32 * c, rb);
+            transpose_4x16(v + 4, p + 64 * half + 32 * c + 16, rb);
+            split_nibbles(t[c].w, t[c + 2].w, v);
+            split_nibbles(t[c].w + 4, t[c + 2].w + 4, v + 4);
+        }
+        UNROLL for (int c = 0; c < 4; c++)
+        {
+            UNROLL for (int g = 0; g < GROUPS; g++)
+            {
+                or_bits(&t[c].w[g], h[g], 4 - 2 * c, 48);
+            }
+            subtract_offset(CR_Q6_K, t[c].w);
+        }
+    }
+    UNROLL for (int j = 0; j < 8; j++)
+    {
+        out[j].d = vmulq_f32(d, lane_signed_byte(s[j / 2], 2 * (j % 2)));
+        out[j].m = vmulq_f32(d, lane_signed_byte(s[j / 2], 2 * (j % 2) + 1));
+    }
+}
+
+INLINE void load_tiles(enum cr_type type, struct tile *out, const uint8_t *p, size_t rb)
+{
+    if (type == CR_Q4_K || type == CR_Q5_K)
+        load_tiles_k4(type, out, p, rb);
+    else if (type == CR_Q6_K)
+        load_tiles_k6(out, p, rb);
+    else
+        *out = load_tile(type, p, rb);
 }
 
 INLINE void multiply(enum cr_type type, int T, vf *acc, const struct tile *tile,
                      const struct cr_block_q8a *const *x, const int32_t *const *sums, size_t b)
 {
-    int32x4_t dot[SIDE];
+    const int parts = type == CR_Q6_K ? 2 : 1;
     (void)sums;
-    UNROLL for (int t = 0; t < T; t++)
+    UNROLL for (int part = 0; part < parts; part++)
     {
-        dot[t] = vdupq_n_s32(0);
-    }
-    UNROLL for (int g = 0; g < GROUPS; g++)
-    {
-        int8x16_t w = tile->w[g];
+        int32x4_t dot[SIDE];
         UNROLL for (int t = 0; t < T; t++)
         {
-            int32_t four;
-            memcpy(&four, x[t][b].q + 4 * g, sizeof four);
-            int8x16_t q = vreinterpretq_s8_s32(vdupq_n_s32(four));
-            int16x8_t lo = vmull_s8(vget_low_s8(w), vget_low_s8(q));
-            int16x8_t hi = vmull_high_s8(w, q); /* pairs are at most 2 * 128 * 127 < 2^15 */
-            dot[t] = vpadalq_s16(dot[t], vpaddq_s16(lo, hi));
+            dot[t] = vdupq_n_s32(0);
         }
-    }
-    UNROLL for (int t = 0; t < T; t++)
-    {
-        const struct cr_block_q8a *xb = &x[t][b];
-        acc[t] = vfmaq_f32(acc[t], vmulq_n_f32(tile->d, xb->d), vcvtq_f32_s32(dot[t]));
-        if (type == CR_Q4_1)
-            acc[t] = vfmaq_n_f32(acc[t], tile->m, xb->s);
+        UNROLL for (int g = part * 4; g < (part + 1) * GROUPS / parts; g++)
+        {
+            int8x16_t w = tile->w[g];
+            UNROLL for (int t = 0; t < T; t++)
+            {
+                int32_t four;
+                memcpy(&four, x[t][b].q + 4 * g, sizeof four);
+                int8x16_t q = vreinterpretq_s8_s32(vdupq_n_s32(four));
+                int16x8_t lo = vmull_s8(vget_low_s8(w), vget_low_s8(q));
+                int16x8_t hi = vmull_high_s8(w, q); /* pairs are at most 2 * 128 * 127 < 2^15 */
+                dot[t] = vpadalq_s16(dot[t], vpaddq_s16(lo, hi));
+            }
+        }
+        UNROLL for (int t = 0; t < T; t++)
+        {
+            const struct cr_block_q8a *xb = &x[t][b];
+            vf d = vmulq_n_f32(part ? tile->m : tile->d, xb->d);
+            acc[t] = vfmaq_f32(acc[t], d, vcvtq_f32_s32(dot[t]));
+            if (has_minimum(type))
+                acc[t] = vfmaq_n_f32(acc[t], tile->m, xb->s);
+        }
     }
 }
 
@@ -148,12 +295,13 @@ INLINE int sum_factor(enum cr_type type)
     return 0;
 }
 
-INLINE void sum_codes(int32_t *sums, const struct cr_block_q8a *x, size_t n_blocks, int factor)
+INLINE void sum_codes(enum cr_type type, int32_t *sums, const struct cr_block_q8a *x,
+                      size_t n_groups)
 {
+    (void)type;
     (void)sums;
     (void)x;
-    (void)n_blocks;
-    (void)factor;
+    (void)n_groups;
 }
 
 #include "kernels/blocks.h" /* needs what is above */
@@ -311,12 +459,8 @@ static void rope_norm(float *x, const float *cs, size_t d)
 const struct cr_kernels cr_kernels_neon = {
     .name = "neon",
     .level = CR_CPU_NEON,
-    .matmul = {[CR_F32] = matmul_f32,
-               [CR_F16] = matmul_f16,
-               [CR_BF16] = matmul_bf16,
-               [CR_Q8_0] = matmul_q8_0,
-               [CR_Q4_0] = matmul_q4_0,
-               [CR_Q4_1] = matmul_q4_1},
+    .matmul =
+        {[CR_F32] = matmul_f32, [CR_F16] = matmul_f16, [CR_BF16] = matmul_bf16, MATMUL_QUANTISED},
     .quantize_q8a = quantize_q8a,
     VECTOR_KERNELS,
 };

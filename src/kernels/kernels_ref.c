@@ -4,10 +4,11 @@
  * last, one rounding per operation (the build turns contraction into fused operations off), so the
  * same bits come out on every machine, but for exp, which is libm's.
  *
- * Products of quantised blocks are exact integers inside a block of 32:
- *     y = sum over blocks b of (d_w[b] d_x[b]) * sum_j q_w[b, j] q_x[b, j]     (+ m_w[b] s_x[b],
- * Q4_1)
+ * Products of quantised blocks are exact integers inside a group of 32 (16 in Q6_K):
+ *     y = sum over groups b of (d_w[b] d_x[b]) * sum_j q_w[b, j] q_x[b, j]
+ *                            + m_w[b] s_x[b]     where the type has minima
  */
+#include "kernels/groups.h"
 #include "kernels/levels.h"
 #include "kernels/plain.h"
 
@@ -62,54 +63,44 @@ static float row_bf16(const unsigned char *w, const unsigned char *x, size_t n)
     return sum;
 }
 
-static float row_q8_0(const unsigned char *w, const unsigned char *x, size_t n)
+/* Groups of 32 in order, halves of 16 in order where each has its own scale. */
+static inline float row_groups(enum cr_type type, const unsigned char *w, const unsigned char *x,
+                               size_t n)
 {
+    const size_t size = cr_type_info(type)->block_size, groups = (size_t)groups_of(type);
+    const int step = type == CR_Q6_K ? 16 : CR_QK;
     float sum = 0;
     for (size_t i = 0; i < n / CR_QK; i++) {
-        struct cr_block_q8_0 a;
+        struct group a;
         struct cr_block_q8a b;
-        memcpy(&a, w + i * sizeof a, sizeof a);
+        unpack_group(&a, type, w + i / groups * size, (int)(i % groups));
         memcpy(&b, x + i * sizeof b, sizeof b);
-        int32_t dot = 0;
-        for (int j = 0; j < CR_QK; j++)
-            dot += a.q[j] * b.q[j];
-        sum = fmaf(cr_f16_to_f32(a.d) * b.d, (float)dot, sum);
+        for (int j = 0; j < CR_QK; j += step) {
+            int32_t dot = 0;
+            for (int k = j; k < j + step; k++)
+                dot += a.q[k] * b.q[k];
+            sum = fmaf(a.d[j / 16] * b.d, (float)dot, sum);
+        }
+        if (has_minimum(type))
+            sum = fmaf(a.m, b.s, sum);
     }
     return sum;
 }
 
-static float row_q4_0(const unsigned char *w, const unsigned char *x, size_t n)
-{
-    float sum = 0;
-    for (size_t i = 0; i < n / CR_QK; i++) {
-        struct cr_block_q4_0 a;
-        struct cr_block_q8a b;
-        memcpy(&a, w + i * sizeof a, sizeof a);
-        memcpy(&b, x + i * sizeof b, sizeof b);
-        int32_t dot = 0;
-        for (int j = 0; j < 16; j++)
-            dot += ((a.q[j] & 15) - 8) * b.q[j] + ((a.q[j] >> 4) - 8) * b.q[j + 16];
-        sum = fmaf(cr_f16_to_f32(a.d) * b.d, (float)dot, sum);
+#define ROW_GROUPS(name, type)                                                                     \
+    static float row_##name(const unsigned char *w, const unsigned char *x, size_t n)              \
+    {                                                                                              \
+        return row_groups(type, w, x, n);                                                          \
     }
-    return sum;
-}
-
-static float row_q4_1(const unsigned char *w, const unsigned char *x, size_t n)
-{
-    float sum = 0;
-    for (size_t i = 0; i < n / CR_QK; i++) {
-        struct cr_block_q4_1 a;
-        struct cr_block_q8a b;
-        memcpy(&a, w + i * sizeof a, sizeof a);
-        memcpy(&b, x + i * sizeof b, sizeof b);
-        int32_t dot = 0;
-        for (int j = 0; j < 16; j++)
-            dot += (a.q[j] & 15) * b.q[j] + (a.q[j] >> 4) * b.q[j + 16];
-        sum = fmaf(cr_f16_to_f32(a.d) * b.d, (float)dot, sum);
-        sum = fmaf(cr_f16_to_f32(a.m), b.s, sum);
-    }
-    return sum;
-}
+ROW_GROUPS(q8_0, CR_Q8_0)
+ROW_GROUPS(q4_0, CR_Q4_0)
+ROW_GROUPS(q4_1, CR_Q4_1)
+ROW_GROUPS(q5_0, CR_Q5_0)
+ROW_GROUPS(q5_1, CR_Q5_1)
+ROW_GROUPS(q4_k, CR_Q4_K)
+ROW_GROUPS(q5_k, CR_Q5_K)
+ROW_GROUPS(q6_k, CR_Q6_K)
+ROW_GROUPS(iq4_nl, CR_IQ4_NL)
 
 #define MATMUL(type)                                                                               \
     static void matmul_##type(float *y, size_t ldy, const void *w, size_t row_bytes,               \
@@ -123,6 +114,12 @@ MATMUL(bf16)
 MATMUL(q8_0)
 MATMUL(q4_0)
 MATMUL(q4_1)
+MATMUL(q5_0)
+MATMUL(q5_1)
+MATMUL(q4_k)
+MATMUL(q5_k)
+MATMUL(q6_k)
+MATMUL(iq4_nl)
 
 /* A block with a NaN or an infinity has no scale: d and s are NaN, so the products are too. */
 static void quantize_q8a(struct cr_block_q8a *dst, const float *x, size_t n)
@@ -162,6 +159,12 @@ DEQUANTIZE(bf16, CR_BF16)
 DEQUANTIZE(q8_0, CR_Q8_0)
 DEQUANTIZE(q4_0, CR_Q4_0)
 DEQUANTIZE(q4_1, CR_Q4_1)
+DEQUANTIZE(q5_0, CR_Q5_0)
+DEQUANTIZE(q5_1, CR_Q5_1)
+DEQUANTIZE(q4_k, CR_Q4_K)
+DEQUANTIZE(q5_k, CR_Q5_K)
+DEQUANTIZE(q6_k, CR_Q6_K)
+DEQUANTIZE(iq4_nl, CR_IQ4_NL)
 
 static void f32_to_f16(uint16_t *dst, const float *src, size_t n)
 {
@@ -245,14 +248,26 @@ const struct cr_kernels cr_kernels_ref = {
                [CR_BF16] = matmul_bf16,
                [CR_Q8_0] = matmul_q8_0,
                [CR_Q4_0] = matmul_q4_0,
-               [CR_Q4_1] = matmul_q4_1},
+               [CR_Q4_1] = matmul_q4_1,
+               [CR_Q5_0] = matmul_q5_0,
+               [CR_Q5_1] = matmul_q5_1,
+               [CR_Q4_K] = matmul_q4_k,
+               [CR_Q5_K] = matmul_q5_k,
+               [CR_Q6_K] = matmul_q6_k,
+               [CR_IQ4_NL] = matmul_iq4_nl},
     .quantize_q8a = quantize_q8a,
     .dequantize = {[CR_F32] = dequantize_f32,
                    [CR_F16] = dequantize_f16,
                    [CR_BF16] = dequantize_bf16,
                    [CR_Q8_0] = dequantize_q8_0,
                    [CR_Q4_0] = dequantize_q4_0,
-                   [CR_Q4_1] = dequantize_q4_1},
+                   [CR_Q4_1] = dequantize_q4_1,
+                   [CR_Q5_0] = dequantize_q5_0,
+                   [CR_Q5_1] = dequantize_q5_1,
+                   [CR_Q4_K] = dequantize_q4_k,
+                   [CR_Q5_K] = dequantize_q5_k,
+                   [CR_Q6_K] = dequantize_q6_k,
+                   [CR_IQ4_NL] = dequantize_iq4_nl},
     .f32_to_f16 = f32_to_f16,
     .rmsnorm = rmsnorm,
     .softmax = softmax,

@@ -24,6 +24,7 @@
 #ifndef CR_VECTOR_H
 #define CR_VECTOR_H
 
+#include "kernels/groups.h"
 #include "kernels/levels.h"
 #include "kernels/plain.h"
 
@@ -260,32 +261,25 @@ INLINE void dequantize_halves(enum cr_type type, float *dst, const uint8_t *p, s
         v_store_part(dst + i, load_last(type, p + 2 * i, n - i), n - i);
 }
 
-/* dst[i] = d q[i] + m; the product and the sum round apart, as in the reference. */
-INLINE void store_codes(float *dst, const int8_t q[CR_QK], float d, float m)
+/* The product and the sum round apart, as in the reference. Without a minimum, -0 is added: it
+ * changes nothing, not even -0. */
+INLINE void store_group(float *dst, const struct group *g, float m)
 {
     UNROLL for (size_t i = 0; i < CR_QK; i += LANES)
     {
-        v_store(dst + i, v_add(v_mul(v_load_i8(q + i), v_set1(d)), v_set1(m)));
+        v_store(dst + i, v_add(v_mul(v_load_i8(g->q + i), v_set1(g->d[i / 16])), v_set1(m)));
     }
 }
 
 INLINE void dequantize_blocks(enum cr_type type, float *dst, const uint8_t *p, size_t n)
 {
-    const size_t head = type == CR_Q4_1 ? 4 : 2, body = type == CR_Q8_0 ? 32 : 16;
-    const int off = type == CR_Q4_0 ? 8 : 0;
-    for (size_t i = 0; i < n; i += CR_QK, p += head + body) {
-        uint16_t h[2] = {0, 0x8000}; /* a minimum of -0 changes nothing, not even -0 */
-        int8_t q[CR_QK];
-        memcpy(h, p, head);
-        if (type == CR_Q8_0) {
-            memcpy(q, p + head, CR_QK);
-        } else {
-            for (int j = 0; j < 16; j++) {
-                q[j] = (int8_t)((p[head + (size_t)j] & 15) - off);
-                q[j + 16] = (int8_t)((p[head + (size_t)j] >> 4) - off);
-            }
+    const size_t size = cr_type_info(type)->block_size;
+    for (size_t i = 0; i < n; p += size) {
+        for (int j = 0; j < groups_of(type); j++, i += CR_QK) {
+            struct group g;
+            unpack_group(&g, type, p, j);
+            store_group(dst + i, &g, has_minimum(type) ? g.m : -0.0f);
         }
-        store_codes(dst + i, q, cr_f16_to_f32(h[0]), cr_f16_to_f32(h[1]));
     }
 }
 
@@ -305,20 +299,20 @@ static void dequantize_bf16(float *dst, const void *src, size_t n)
     dequantize_halves(CR_BF16, dst, src, n);
 }
 
-static void dequantize_q8_0(float *dst, const void *src, size_t n)
-{
-    dequantize_blocks(CR_Q8_0, dst, src, n);
-}
-
-static void dequantize_q4_0(float *dst, const void *src, size_t n)
-{
-    dequantize_blocks(CR_Q4_0, dst, src, n);
-}
-
-static void dequantize_q4_1(float *dst, const void *src, size_t n)
-{
-    dequantize_blocks(CR_Q4_1, dst, src, n);
-}
+#define DEQUANTIZE_BLOCKS(name, type)                                                              \
+    static void dequantize_##name(float *dst, const void *src, size_t n)                           \
+    {                                                                                              \
+        dequantize_blocks(type, dst, src, n);                                                      \
+    }
+DEQUANTIZE_BLOCKS(q8_0, CR_Q8_0)
+DEQUANTIZE_BLOCKS(q4_0, CR_Q4_0)
+DEQUANTIZE_BLOCKS(q4_1, CR_Q4_1)
+DEQUANTIZE_BLOCKS(q5_0, CR_Q5_0)
+DEQUANTIZE_BLOCKS(q5_1, CR_Q5_1)
+DEQUANTIZE_BLOCKS(q4_k, CR_Q4_K)
+DEQUANTIZE_BLOCKS(q5_k, CR_Q5_K)
+DEQUANTIZE_BLOCKS(q6_k, CR_Q6_K)
+DEQUANTIZE_BLOCKS(iq4_nl, CR_IQ4_NL)
 
 static void f32_to_f16(uint16_t *dst, const float *src, size_t n)
 {
@@ -447,9 +441,12 @@ static void attn_mix_f16(float *y, const float *p, const uint16_t *v, size_t str
 
 /* The entries of a level's table that come from here. */
 #define VECTOR_KERNELS                                                                             \
-    .dequantize =                                                                                  \
-        {[CR_F32] = dequantize_f32,   [CR_F16] = dequantize_f16,   [CR_BF16] = dequantize_bf16,    \
-         [CR_Q8_0] = dequantize_q8_0, [CR_Q4_0] = dequantize_q4_0, [CR_Q4_1] = dequantize_q4_1},   \
+    .dequantize = {[CR_F32] = dequantize_f32,   [CR_F16] = dequantize_f16,                         \
+                   [CR_BF16] = dequantize_bf16, [CR_Q8_0] = dequantize_q8_0,                       \
+                   [CR_Q4_0] = dequantize_q4_0, [CR_Q4_1] = dequantize_q4_1,                       \
+                   [CR_Q5_0] = dequantize_q5_0, [CR_Q5_1] = dequantize_q5_1,                       \
+                   [CR_Q4_K] = dequantize_q4_k, [CR_Q5_K] = dequantize_q5_k,                       \
+                   [CR_Q6_K] = dequantize_q6_k, [CR_IQ4_NL] = dequantize_iq4_nl},                  \
     .f32_to_f16 = f32_to_f16, .rmsnorm = rmsnorm, .softmax = softmax, .silu_mul = silu_mul,        \
     .add = add, .axpy = axpy, .dot = dot, .attn_scores_f16 = attn_scores_f16,                      \
     .attn_mix_f16 = attn_mix_f16, .rope_norm = rope_norm, .rope_neox = rope_neox

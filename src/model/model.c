@@ -220,7 +220,7 @@ static void take_matrix(struct binder *b, const char *name, bool required, int n
         t->ne[3] != 1 || t->type >= CR_TYPE_END || !b->m->k->matmul[t->type]) {
         char want[40];
         snprintf(want, sizeof want, "[%d,%d]", n_in, n_out);
-        wrong_shape(b, name, "F32, F16, BF16, Q8_0, Q4_0 or Q4_1", want, t);
+        wrong_shape(b, name, CR_USABLE_TYPES, want, t);
         return;
     }
     *out = (struct cr_matrix){t->data, t->type, n_in, n_out, cr_row_bytes(t->type, (size_t)n_in)};

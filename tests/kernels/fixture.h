@@ -18,9 +18,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-static const enum cr_type types[] = {CR_F32, CR_F16, CR_BF16, CR_Q8_0, CR_Q4_0, CR_Q4_1};
-static const size_t lengths[] = {0,  1,  2,  3,  7,  8,  15, 16,  17,   31,
-                                 32, 33, 63, 64, 65, 96, 80, 576, 1023, 4096};
+static const enum cr_type types[] = {CR_F32,  CR_F16,  CR_BF16, CR_Q8_0, CR_Q4_0, CR_Q4_1,
+                                     CR_Q5_0, CR_Q5_1, CR_Q4_K, CR_Q5_K, CR_Q6_K, CR_IQ4_NL};
+static const size_t lengths[] = {0,  1,  2,  3,  7,  8,  15,  16,  17,  31,   32,
+                                 33, 63, 64, 65, 96, 80, 256, 576, 768, 1023, 4096};
 enum { N_TYPES = sizeof types / sizeof types[0], N_LENGTHS = sizeof lengths / sizeof lengths[0] };
 enum { GUARD = 64, POISON = 0xa5, MAX_FAILURES = 20 };
 
@@ -156,7 +157,7 @@ struct product {
     enum cr_type type;
     size_t rows, n_tok, n, row_bytes, x_bytes, ldy;
     struct buf w, x;
-    double *wd, *xd, *md; /* exact values; md: what Q4_1's minimum adds, n / 32 per row */
+    double *wd, *xd, *md; /* exact values; md: what minima add, n / 32 per row */
 };
 
 static bool blocked(enum cr_type type)
@@ -169,37 +170,154 @@ static uint16_t f16(double v)
     return cr_f32_to_f16((float)v);
 }
 
-static void fill_block(struct product *p, unsigned char *dst, double *wd, double *md,
-                       enum filling how)
+/* A block as random numbers, before it is packed: group j has value (scale[2 j + i / 16] d) q +
+ * min, where q is a code less the type's offset, and min = min[j] m (Q4_1, Q5_1: m; K-types:
+ * -min[j] m). */
+struct loose {
+    uint16_t d, m;
+    int scale[16], min[8];
+    uint8_t code[256];
+};
+
+/* The numbers that a type's codes stand for. */
+static int code_value(enum cr_type type, int code)
 {
-    bool ints = how == INTEGERS;
-    uint16_t d = ints ? f16(ldexp(1, (int)below(3) - 1)) : f16(uniform(-0.02, 0.02));
-    uint16_t m = ints ? f16((double)below(9) - 4) : f16(uniform(-0.2, 0.2));
-    double dv = cr_f16_to_f32(d);
-    uint8_t code[CR_QK];
-    for (int j = 0; j < CR_QK; j++) {
-        if (p->type == CR_Q8_0)
-            code[j] = (uint8_t)(ints ? (int)below(31) - 15 : (int)below(256) - 128);
-        else
-            code[j] = (uint8_t)below(16);
-        double q = p->type == CR_Q8_0   ? (int8_t)code[j]
-                   : p->type == CR_Q4_0 ? code[j] - 8
-                                        : code[j];
-        wd[j] = dv * q;
+    static const int8_t iq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                   1,    13,   25,  38,  53,  69,  89,  113};
+    switch (type) {
+    case CR_Q8_0:
+        return code - 128;
+    case CR_Q4_0:
+        return code - 8;
+    case CR_Q5_0:
+        return code - 16;
+    case CR_Q6_K:
+        return code - 32;
+    case CR_IQ4_NL:
+        return iq4[code];
+    default:
+        return code;
     }
-    memcpy(dst, &d, 2);
-    if (p->type == CR_Q8_0) {
-        memcpy(dst + 2, code, CR_QK);
+}
+
+static int n_codes(enum cr_type type)
+{
+    switch (type) {
+    case CR_Q8_0:
+        return 256;
+    case CR_Q6_K:
+        return 64;
+    case CR_Q5_0:
+    case CR_Q5_1:
+    case CR_Q5_K:
+        return 32;
+    default:
+        return 16;
+    }
+}
+
+static bool is_k(enum cr_type type)
+{
+    return cr_type_info(type)->block == CR_QK_K;
+}
+
+/* Integers: scale times code stays within 15, so that all sums are exact. */
+static void fill_loose(struct loose *b, enum cr_type type, bool ints)
+{
+    b->d = ints ? f16(ldexp(1, (int)below(3) - 1)) : f16(uniform(-0.02, 0.02));
+    b->m = ints ? f16((double)below(9) - 4) : f16(uniform(-0.2, 0.2));
+    if (!ints && is_k(type)) {
+        b->d = f16(uniform(-0.0005, 0.0005));
+        b->m = f16(uniform(-0.01, 0.01));
+    }
+    for (int j = 0; j < 8; j++)
+        b->min[j] = !is_k(type) ? 0 : ints ? (int)below(2) : (int)below(64);
+    for (int j = 0; j < 16; j++) {
+        static const int small[] = {0, 1, 3};
+        int scale = ints ? small[below(3)] : (int)below(64);
+        if (type == CR_Q6_K)
+            scale = ints ? scale - 1 : (int)below(256) - 128;
+        b->scale[j] = !is_k(type) ? 1 : type == CR_Q6_K || j % 2 == 0 ? scale : b->scale[j - 1];
+    }
+    for (uint32_t i = 0; i < cr_type_info(type)->block; i++) {
+        int scale = b->scale[i / 16];
+        do
+            b->code[i] = (uint8_t)below((size_t)n_codes(type));
+        while (ints && abs(code_value(type, b->code[i]) * (scale ? scale : 1)) > 15);
+    }
+}
+
+static void set_bits(unsigned char *byte, int bits, int shift)
+{
+    *byte = (unsigned char)(*byte | bits << shift);
+}
+
+/* Bit by bit as the format's description says, apart from what reads it. */
+static void pack(unsigned char *dst, enum cr_type type, const struct loose *b)
+{
+    memset(dst, 0, cr_type_info(type)->block_size);
+    if (type == CR_Q6_K) {
+        for (int i = 0; i < 256; i++) {
+            int l = i % 32, quarter = i % 128 / 32, half = i / 128;
+            set_bits(dst + 64 * half + 32 * (quarter % 2) + l, b->code[i] & 15, quarter / 2 * 4);
+            set_bits(dst + 128 + 32 * half + l, b->code[i] >> 4, quarter * 2);
+        }
+        for (int j = 0; j < 16; j++)
+            dst[192 + j] = (unsigned char)b->scale[j];
+        memcpy(dst + 208, &b->d, 2);
+        return;
+    }
+    memcpy(dst, &b->d, 2);
+    if (is_k(type)) {
+        unsigned char *s = dst + 4, *h = dst + 16, *q = dst + (type == CR_Q5_K ? 48 : 16);
+        memcpy(dst + 2, &b->m, 2);
+        for (int j = 0; j < 8; j++) {
+            set_bits(j < 4 ? s + j : s + j + 4, b->scale[2 * j] & (j < 4 ? 63 : 15), 0);
+            set_bits(j < 4 ? s + j + 4 : s + j + 4, b->min[j] & (j < 4 ? 63 : 15), j < 4 ? 0 : 4);
+            if (j >= 4) {
+                set_bits(s + j - 4, b->scale[2 * j] >> 4, 6);
+                set_bits(s + j, b->min[j] >> 4, 6);
+            }
+        }
+        for (int i = 0; i < 256; i++) {
+            set_bits(q + i / 64 * 32 + i % 32, b->code[i] & 15, i / 32 % 2 * 4);
+            if (type == CR_Q5_K)
+                set_bits(h + i % 32, b->code[i] >> 4, i / 32);
+        }
         return;
     }
     unsigned char *q = dst + 2;
-    if (p->type == CR_Q4_1) {
-        memcpy(q, &m, 2);
-        *md = cr_f16_to_f32(m);
+    if (type == CR_Q8_0) {
+        for (int j = 0; j < 32; j++)
+            q[j] = (unsigned char)(b->code[j] - 128);
+        return;
+    }
+    if (type == CR_Q4_1 || type == CR_Q5_1) {
+        memcpy(q, &b->m, 2);
         q += 2;
     }
-    for (int j = 0; j < CR_QK / 2; j++)
-        q[j] = (uint8_t)(code[j] | code[j + 16] << 4);
+    if (n_codes(type) == 32) {
+        for (int j = 0; j < 32; j++)
+            set_bits(q + j / 8, b->code[j] >> 4, j % 8);
+        q += 4;
+    }
+    for (int j = 0; j < 32; j++)
+        set_bits(q + j % 16, b->code[j] & 15, j / 16 * 4);
+}
+
+static void fill_block(struct product *p, unsigned char *dst, double *wd, double *md,
+                       enum filling how)
+{
+    struct loose b;
+    fill_loose(&b, p->type, how == INTEGERS);
+    pack(dst, p->type, &b);
+    double d = cr_f16_to_f32(b.d), m = cr_f16_to_f32(b.m);
+    for (uint32_t i = 0; i < cr_type_info(p->type)->block; i++)
+        wd[i] = d * b.scale[i / 16] * code_value(p->type, b.code[i]);
+    for (uint32_t j = 0; j < cr_type_info(p->type)->block / CR_QK; j++)
+        md[j] = p->type == CR_Q4_1 || p->type == CR_Q5_1   ? m
+                : p->type == CR_Q4_K || p->type == CR_Q5_K ? -m * b.min[j]
+                                                           : 0;
 }
 
 static void fill_weights(struct product *p, enum filling how)
@@ -208,9 +326,10 @@ static void fill_weights(struct product *p, enum filling how)
         unsigned char *row = p->w.data + r * p->row_bytes;
         double *wd = p->wd + r * p->n;
         if (blocked(p->type)) {
-            size_t size = cr_type_info(p->type)->block_size;
-            for (size_t b = 0; b < p->n / CR_QK; b++)
-                fill_block(p, row + b * size, wd + b * CR_QK, p->md + r * (p->n / CR_QK) + b, how);
+            const struct cr_type_info *info = cr_type_info(p->type);
+            for (size_t b = 0; b < p->n / info->block; b++)
+                fill_block(p, row + b * info->block_size, wd + b * info->block,
+                           p->md + (r * p->n + b * info->block) / CR_QK, how);
             continue;
         }
         for (size_t i = 0; i < p->n; i++) {
@@ -297,7 +416,7 @@ static double product_exact(const struct product *p, size_t r, size_t t, double 
         sum += w[i] * x[i];
         *size += fabs(w[i] * x[i]);
     }
-    for (size_t b = 0; p->type == CR_Q4_1 && b < p->n / CR_QK; b++) {
+    for (size_t b = 0; blocked(p->type) && b < p->n / CR_QK; b++) {
         struct cr_block_q8a a;
         memcpy(&a, p->x.data + t * p->x_bytes + b * sizeof a, sizeof a);
         double v = p->md[r * (p->n / CR_QK) + b] * a.s;

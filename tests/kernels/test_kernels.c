@@ -22,8 +22,8 @@ static bool untouched(const float *y, size_t n)
     return true;
 }
 
-/* Integers: exact. Reals: within the chain bound; blocks add one rounded term (and one for Q4_1)
- * per block, whose scale is one more rounding. */
+/* Integers: exact. Reals: within the chain bound; groups add one rounded term, and one for their
+ * minimum or second half, whose scale is one more rounding. */
 static void check_product(enum cr_type type, size_t rows, size_t n_tok, size_t n, enum filling how)
 {
     struct product p = product_new(type, rows, n_tok, n, how);
@@ -82,13 +82,14 @@ static void check_product_specials(enum cr_type type)
 {
     static const float odd[] = {NAN, INFINITY, -INFINITY};
     for (int k = 0; k < 3; k++) {
-        size_t n = 96, i = below(n);
+        size_t n = is_k(type) ? 512 : 96, i = below(n);
         struct product p = product_new(type, 19, 14, n, RANDOM_REALS);
         struct buf y = buf_new(4 * p.n_tok * p.ldy, 0), z = buf_new(4 * p.n_tok * p.ldy, 0);
         unsigned char *w = p.w.data + 7 * p.row_bytes, *x = p.x.data + 5 * p.x_bytes;
         if (blocked(type)) {
             uint16_t h = cr_f32_to_f16(odd[k]);
-            memcpy(w + i / CR_QK * cr_type_info(type)->block_size, &h, 2);
+            const struct cr_type_info *info = cr_type_info(type);
+            memcpy(w + i / info->block * info->block_size + (type == CR_Q6_K ? 208 : 0), &h, 2);
             memcpy(x + i / CR_QK * sizeof(struct cr_block_q8a), &odd[k], 4);
         } else {
             size_t size = cr_type_info(type)->block_size;
@@ -122,11 +123,12 @@ static void test_matmul(enum cr_type type)
             check_product(type, rows[below(10)], toks[below(12)], n, RANDOM_REALS);
         }
     }
-    check_product(type, 18, 131, 64, RANDOM_REALS); /* more tokens than one pass takes */
-    check_law(type, 96);
-    check_law(type, 64);
-    check_law(type, blocked(type) ? 32 : 13);
-    check_law(type, 2080); /* more than one panel of blocks */
+    const size_t k = is_k(type) ? 8 : 1;
+    check_product(type, 18, 131, 64 * k, RANDOM_REALS); /* more tokens than one pass takes */
+    check_law(type, 96 * k);
+    check_law(type, 64 * k);
+    check_law(type, blocked(type) ? 32 * k : 13);
+    check_law(type, is_k(type) ? 2048 : 2080); /* more than one panel of groups */
     check_product_specials(type);
 }
 
@@ -535,9 +537,9 @@ static double time_product(const struct product *p, float *y)
 
 static void bench_matmul(enum cr_type type, bool csv)
 {
-    static const size_t shapes[][2] = {{576, 576},  {1536, 576}, {576, 1536}, {384, 384},
-                                       {1536, 8},   {1536, 16},  {1536, 64},  {1024, 384},
-                                       {8192, 384}, {49152, 576}};
+    static const size_t shapes[][2] = {
+        {576, 576},  {1536, 576}, {576, 1536},  {384, 384},   {1536, 8},    {1536, 16},  {1536, 64},
+        {1024, 384}, {8192, 384}, {49152, 576}, {1024, 1024}, {4096, 1024}, {1024, 4096}};
     static const size_t toks[] = {1, 4, 16, 64, 256, 512};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
         for (size_t j = 0; j < sizeof toks / sizeof toks[0]; j++) {

@@ -175,7 +175,8 @@ static void qwen3_head_norms(void **state)
 static void quantised(void **state)
 {
     (void)state;
-    const uint32_t types[] = {CR_Q8_0, CR_Q4_1, CR_Q4_0, CR_F16, CR_BF16};
+    const uint32_t types[] = {CR_Q8_0, CR_Q4_1, CR_Q4_0,   CR_F16,
+                              CR_BF16, CR_Q5_0, CR_IQ4_NL, CR_Q5_1};
     for (size_t k = 0; k < sizeof types / sizeof *types; k++) {
         struct job q, f;
         job_init(&q, CR_ARCH_LLAMA, types[k], CR_POOL_SHARED, all_targets);

@@ -57,10 +57,15 @@ static void test_every_architecture_opens(void **state)
 {
     (void)state;
     static const char *const archs[] = {"llama", "qwen2", "qwen3"};
-    static const uint32_t types[] = {CR_F32, CR_F16, CR_BF16, CR_Q8_0, CR_Q4_0, CR_Q4_1};
+    static const uint32_t types[] = {CR_F32,  CR_F16,  CR_BF16,   CR_Q8_0, CR_Q4_0, CR_Q4_1,
+                                     CR_Q5_0, CR_Q5_1, CR_IQ4_NL, CR_Q4_K, CR_Q5_K, CR_Q6_K};
     for (size_t a = 0; a < 3; a++)
-        for (size_t k = 0; k < 6; k++) {
+        for (size_t k = 0; k < sizeof types / sizeof *types; k++) {
             struct tiny t = tiny_typed(archs[a], types[k]);
+            if (cr_type_info(types[k])->block == CR_QK_K) {
+                t.n_embd = t.n_ff = 256;
+                t.head_dim = 64;
+            }
             cr_model *m = tiny_open(&t, NULL);
             assert_string_equal(cr_model_info(m)->arch, archs[a]);
             assert_string_equal(cr_model_info(m)->type_name, cr_type_info(types[k])->name);
@@ -185,7 +190,7 @@ static void test_12_numbers_that_disagree(void **state)
     t.set_key = "feed_forward_length";
     t.set_value = 64;
     refuse(&t, CR_FORMAT,
-           "tensor blk.0.ffn_gate.weight: want F32, F16, BF16, Q8_0, Q4_0 or Q4_1 [64,64], found "
+           "tensor blk.0.ffn_gate.weight: want " CR_USABLE_TYPES " [64,64], found "
            "F32 [64,96]");
     t.set_key = "embedding_length";
     t.set_value = 32;
@@ -269,7 +274,7 @@ static void turned_matrix(cr_gguf_writer *w)
 
 static void k_quant(cr_gguf_writer *w)
 {
-    cr_gguf_put_tensor(w, "blk.1.attn_q.weight", 12, 2, (uint64_t[]){256, 64}, zeros);
+    cr_gguf_put_tensor(w, "blk.1.attn_q.weight", 10, 2, (uint64_t[]){256, 64}, zeros);
 }
 
 static void long_norm(cr_gguf_writer *w)
@@ -294,8 +299,8 @@ static void test_11_wrong_tensors_are_named(void **state)
     refuse(&t, CR_FORMAT, "found F32 [64,65]");
     t.extra = k_quant;
     refuse(&t, CR_UNSUPPORTED,
-           "tensor blk.1.attn_q.weight: want F32, F16, BF16, Q8_0, Q4_0 or Q4_1 [64,64], found "
-           "Q4_K [256,64]");
+           "tensor blk.1.attn_q.weight: want " CR_USABLE_TYPES " [64,64], found "
+           "Q2_K [256,64]");
 }
 
 static void small_embedding(cr_gguf_writer *w)

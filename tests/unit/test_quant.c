@@ -11,7 +11,8 @@
 
 #include <cmocka.h>
 
-static const enum cr_type usable[] = {CR_F32, CR_F16, CR_BF16, CR_Q8_0, CR_Q4_0, CR_Q4_1};
+static const enum cr_type usable[] = {CR_F32,  CR_F16,  CR_BF16, CR_Q8_0, CR_Q4_0, CR_Q4_1,
+                                      CR_Q5_0, CR_Q5_1, CR_Q4_K, CR_Q5_K, CR_Q6_K, CR_IQ4_NL};
 enum { N_USABLE = sizeof usable / sizeof usable[0] };
 
 static uint32_t bits_of(float f)
@@ -35,7 +36,8 @@ static void test_type_table(void **state)
     assert_int_equal(n_usable, N_USABLE);
     assert_true(n_named > 20);
     assert_string_equal(cr_type_info(12)->name, "Q4_K");
-    assert_false(cr_type_info(12)->usable);
+    assert_string_equal(cr_type_info(10)->name, "Q2_K");
+    assert_false(cr_type_info(10)->usable);
     assert_int_equal(cr_row_bytes(12, 512), 288);
     assert_int_equal(cr_row_bytes(CR_Q8_0, 576), 612);
     assert_int_equal(cr_row_bytes(CR_Q4_1, 64), 40);
@@ -112,24 +114,67 @@ static void test_bf16_every_value_and_boundary(void **state)
     assert_true(isnan(cr_bf16_to_f32(cr_f32_to_bf16(f))));
 }
 
-/* Half a step of the type, for a block whose largest magnitude is `most` and range is `range`, plus
- * what rounding the scale (and minimum) to float16 costs over the whole range of codes. */
-static double quantize_bound(enum cr_type type, double most, double range)
+/* The numbers of 32 values that a bound needs; most_k: the largest magnitude of their 256, range_k:
+ * the largest range, with 0, of a group of these. */
+struct spread {
+    double most, range, most_k, range_k;
+};
+
+/* Half a step of the type, plus what rounding the scale (and minimum) to float16 costs over the
+ * whole range of codes; in K-types, plus half a step of the group's scale and minimum, which are
+ * multiples of 1/63 (1/128) of the largest. */
+static double quantize_bound(enum cr_type type, struct spread s)
 {
+    const double u = 0x1p-11;
     switch (type) {
     case CR_F16:
-        return most * 0x1p-11;
+        return s.most * u;
     case CR_BF16:
-        return most * 0x1p-8;
+        return s.most * 0x1p-8;
     case CR_Q8_0:
-        return most / 127 * (0.5 + 127 * 0x1p-11) * 1.001;
+        return s.most / 127 * (0.5 + 127 * u) * 1.001;
     case CR_Q4_0: /* the far end of the other sign is one step short */
-        return most / 8 * (1.0 + 8 * 0x1p-11) * 1.001;
+        return s.most / 8 * (1.0 + 8 * u) * 1.001;
+    case CR_Q5_0:
+        return s.most / 16 * (1.0 + 16 * u) * 1.001;
     case CR_Q4_1:
-        return (range / 15 * (0.5 + 15 * 0x1p-11) + most * 0x1p-11) * 1.001;
+        return (s.range / 15 * (0.5 + 15 * u) + s.most * u) * 1.001;
+    case CR_Q5_1:
+        return (s.range / 31 * (0.5 + 31 * u) + s.most * u) * 1.001;
+    case CR_IQ4_NL: /* half the widest gap between two of its values; 113 against -127 */
+        return s.most / 127 * (14 + 127 * u) * 1.001;
+    case CR_Q4_K:
+    case CR_Q5_K: {
+        double top = type == CR_Q4_K ? 15 : 31, step = s.range_k / top / 63;
+        return (s.range_k / top * 0.5 + step / 2 * (top + 0.5) + s.most_k / 63 / 2) * 1.002;
+    }
+    case CR_Q6_K: {
+        double step = s.most_k / 32 / 128;
+        return (s.most / 32 + step / 2 * 33) * 1.002;
+    }
     default:
         return 0;
     }
+}
+
+static struct spread spread_of(const float *x, int group)
+{
+    struct spread s = {0};
+    for (int j = 0; j < 8; j++) {
+        double lo = x[32 * j], hi = lo;
+        for (int i = 32 * j; i < 32 * j + 32; i++) {
+            lo = fmin(lo, x[i]);
+            hi = fmax(hi, x[i]);
+        }
+        double most = fmax(fabs(lo), fabs(hi));
+        s.most_k = fmax(s.most_k, most);
+        s.range_k = fmax(s.range_k, fmax(hi, 0) - fmin(lo, 0));
+        if (j == group) {
+            s.most = most;
+            s.range = hi - lo;
+        }
+    }
+    return s;
 }
 
 static void test_quantize_within_half_a_step(void **state)
@@ -138,26 +183,52 @@ static void test_quantize_within_half_a_step(void **state)
     struct cr_rng rng;
     cr_rng_init(&rng, 7);
     for (int trial = 0; trial < 200; trial++) {
-        float x[64], back[64];
-        unsigned char raw[256 + 1];
-        for (int i = 0; i < 64; i++)
-            x[i] = (float)(cr_rng_normal(&rng) + (trial % 3 == 0 ? 2 : 0));
+        float x[256], back[256];
+        unsigned char raw[1024 + 1];
+        for (int i = 0; i < 256; i++)
+            x[i] = (float)(cr_rng_normal(&rng) * (i / 32 + 1) + (trial % 3 == 0 ? 2 : 0));
         for (int k = 0; k < N_USABLE; k++) {
-            cr_quantize_ref(usable[k], raw + 1, x, 64); /* an odd address on purpose */
-            cr_dequantize_ref(usable[k], back, raw + 1, 64);
-            for (int b = 0; b < 64; b += 32) {
-                double most = 0, lo = x[b], hi = x[b];
-                for (int i = b; i < b + 32; i++) {
-                    most = fmax(most, fabsf(x[i]));
-                    lo = fmin(lo, x[i]);
-                    hi = fmax(hi, x[i]);
-                }
-                for (int i = b; i < b + 32; i++)
-                    assert_true(fabs((double)back[i] - x[i]) <=
-                                quantize_bound(usable[k], most, hi - lo));
-            }
+            cr_quantize_ref(usable[k], raw + 1, x, 256); /* an odd address on purpose */
+            cr_dequantize_ref(usable[k], back, raw + 1, 256);
+            for (int i = 0; i < 256; i++)
+                assert_true(fabs((double)back[i] - x[i]) <=
+                            quantize_bound(usable[k], spread_of(x, i / 32)));
         }
     }
+}
+
+/* types.txt: blocks and what another implementation makes of them (tests/golden/README.md). */
+static void test_blocks_mean_what_others_say(void **state)
+{
+    (void)state;
+    FILE *f = fopen(CR_SOURCE_DIR "/tests/golden/types.txt", "r");
+    assert_non_null(f);
+    char name[16], hex[600];
+    int n_blocks = 0;
+    while (fscanf(f, "%15s %599s", name, hex) == 2) {
+        uint32_t type = 0;
+        while (type < CR_TYPE_END &&
+               !(cr_type_info(type)->name && strcmp(cr_type_info(type)->name, name) == 0))
+            type++;
+        assert_true(cr_type_info(type)->usable);
+        assert_int_equal(strlen(hex), 2 * cr_type_info(type)->block_size);
+        unsigned char raw[300];
+        for (size_t i = 0; i < strlen(hex) / 2; i++) {
+            unsigned byte;
+            assert_int_equal(sscanf(hex + 2 * i, "%2x", &byte), 1);
+            raw[i] = (unsigned char)byte;
+        }
+        float x[256];
+        cr_dequantize_ref(type, x, raw, cr_type_info(type)->block);
+        for (uint32_t i = 0; i < cr_type_info(type)->block; i++) {
+            unsigned want;
+            assert_int_equal(fscanf(f, "%x", &want), 1);
+            assert_true(bits_of(x[i]) == want || (x[i] == 0 && (want & 0x7fffffffu) == 0));
+        }
+        n_blocks++;
+    }
+    fclose(f);
+    assert_int_equal(n_blocks, 30);
 }
 
 static void test_blocks_that_are_codes_already_come_back(void **state)
@@ -200,20 +271,20 @@ static void test_quantize_takes_any_input(void **state)
 {
     (void)state;
     static const float odd[] = {0, -0.0f, NAN, INFINITY, -INFINITY, 1e-45f, 3e38f, -3e38f};
-    float x[32], back[32];
-    unsigned char raw[128];
+    float x[256], back[256];
+    unsigned char raw[1024];
     for (int shift = 0; shift < 8; shift++) {
-        for (int i = 0; i < 32; i++)
+        for (int i = 0; i < 256; i++)
             x[i] = shift == 7 ? 0 : odd[(i * (shift + 1) + shift) % 8];
         for (int k = 0; k < N_USABLE; k++) {
-            cr_quantize_ref(usable[k], raw, x, 32);
-            cr_dequantize_ref(usable[k], back, raw, 32);
+            cr_quantize_ref(usable[k], raw, x, 256);
+            cr_dequantize_ref(usable[k], back, raw, 256);
             if (shift == 7)
                 assert_true(back[5] == 0);
         }
     }
-    cr_quantize_ref(12, raw, x, 32); /* not usable: nothing happens */
-    cr_dequantize_ref(12, back, raw, 32);
+    cr_quantize_ref(10, raw, x, 256); /* not usable: nothing happens */
+    cr_dequantize_ref(10, back, raw, 256);
 }
 
 int main(void)
@@ -225,6 +296,7 @@ int main(void)
         cmocka_unit_test(test_quantize_within_half_a_step),
         cmocka_unit_test(test_blocks_that_are_codes_already_come_back),
         cmocka_unit_test(test_block_layout),
+        cmocka_unit_test(test_blocks_mean_what_others_say),
         cmocka_unit_test(test_quantize_takes_any_input),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -15,15 +15,16 @@
 
 #define MODEL CR_SOURCE_DIR "/models/crayon-15m-q8_0.gguf"
 
-enum { N_SPECS = 8 };
+enum { N_SPECS = 12 };
 
 /* All types and architectures; head_dim of its own; q, k and v of different types. */
 static struct tiny spec(int i)
 {
-    struct tiny t[N_SPECS] = {tiny_typed("llama", CR_F32),  tiny_typed("llama", CR_Q8_0),
-                              tiny_typed("qwen2", CR_Q4_0), tiny_typed("qwen3", CR_Q4_1),
-                              tiny_typed("llama", CR_F16),  tiny_typed("llama", CR_BF16),
-                              tiny_typed("qwen2", CR_F32),  tiny_typed("qwen3", CR_Q8_0)};
+    struct tiny t[N_SPECS] = {
+        tiny_typed("llama", CR_F32),  tiny_typed("llama", CR_Q8_0), tiny_typed("qwen2", CR_Q4_0),
+        tiny_typed("qwen3", CR_Q4_1), tiny_typed("llama", CR_F16),  tiny_typed("llama", CR_BF16),
+        tiny_typed("qwen2", CR_F32),  tiny_typed("qwen3", CR_Q8_0), tiny_typed("llama", CR_Q4_K),
+        tiny_typed("qwen3", CR_Q5_K), tiny_typed("qwen2", CR_Q5_0), tiny_typed("llama", CR_Q5_1)};
     t[1].tied = false;
     t[2].v_type = CR_F16;
     t[3].head_dim = 32;
@@ -32,6 +33,13 @@ static struct tiny spec(int i)
     t[5].norm_type = CR_F16;
     t[6].n_kv_heads = 1;
     t[7].norm_type = CR_BF16;
+    for (int k = 8; k < 10; k++) { /* K-types come in 256 */
+        t[k].n_embd = t[k].n_ff = 256;
+        t[k].head_dim = 64;
+        t[k].embd_type = t[k].v_type = CR_Q6_K;
+        t[k].n_layers = 2;
+    }
+    t[10].embd_type = CR_IQ4_NL;
     return t[i];
 }
 
