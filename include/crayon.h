@@ -100,7 +100,7 @@ typedef struct cr_delta cr_delta; /* a low-rank change of the linear layers, rea
 
 struct cr_model_options {
     int n_threads; /* 0: one per online core, at most 64 */
-    /* "ref", "avx2", "avx512", "amx", "neon", "auto"; NULL: $CR_CPU, else "auto" */
+    /* "ref", "avx2", "avxvnni", "avx512", "amx", "neon", "auto"; NULL: $CR_CPU, else "auto" */
     const char *cpu;
     const char *template_name; /* chat template to use instead of the file's; NULL: the file's */
     bool vocab_only;           /* read the tokenizer only; sessions are refused */

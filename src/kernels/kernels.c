@@ -11,7 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const level_names[CR_CPU_COUNT] = {"ref", "avx2", "avx512", "neon", "amx"};
+static const char *const level_names[CR_CPU_COUNT] = {"ref",  "avx2", "avx512",
+                                                      "neon", "amx",  "avxvnni"};
 
 #if defined(__x86_64__)
 /* Not every compiler's __builtin_cpu_supports knows F16C. It works on the same registers as AVX. */
@@ -19,6 +20,13 @@ static bool has_f16c(void)
 {
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
+}
+
+/* CPUID 7.1, EAX bit 4. It works on the same registers as AVX2. */
+static bool has_avx_vnni(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1) != 0;
 }
 
 /* Tiles and int8 products in the processor (CPUID 7.0, EDX bits 24 and 25), and the tiles' 8 KiB of
@@ -57,6 +65,8 @@ bool cr_cpu_has(enum cr_cpu level)
         return cr_cpu_has(CR_CPU_AVX2) && __builtin_cpu_supports("avx512f") &&
                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+    case CR_CPU_AVXVNNI:
+        return cr_cpu_has(CR_CPU_AVX2) && has_avx_vnni();
     case CR_CPU_AMX:
         return cr_cpu_has(CR_CPU_AVX512) && has_amx();
 #elif defined(__aarch64__)
@@ -76,6 +86,8 @@ const struct cr_kernels *cr_kernels_level(enum cr_cpu level)
 #if defined(__x86_64__)
     case CR_CPU_AVX2:
         return &cr_kernels_avx2;
+    case CR_CPU_AVXVNNI:
+        return &cr_kernels_avxvnni;
     case CR_CPU_AVX512:
         return &cr_kernels_avx512;
     case CR_CPU_AMX:
@@ -92,8 +104,8 @@ const struct cr_kernels *cr_kernels_level(enum cr_cpu level)
 
 enum cr_status cr_kernels_get(const struct cr_kernels **out, const char *name, struct cr_error *err)
 {
-    static const enum cr_cpu best_first[] = {CR_CPU_AMX, CR_CPU_AVX512, CR_CPU_AVX2, CR_CPU_NEON,
-                                             CR_CPU_REF};
+    static const enum cr_cpu best_first[] = {CR_CPU_AMX,  CR_CPU_AVX512, CR_CPU_AVXVNNI,
+                                             CR_CPU_AVX2, CR_CPU_NEON,   CR_CPU_REF};
     *out = NULL;
     const char *asked = name ? name : getenv("CR_CPU");
     if (!asked || !*asked || strcmp(asked, "auto") == 0) {
@@ -113,6 +125,7 @@ enum cr_status cr_kernels_get(const struct cr_kernels **out, const char *name, s
                             best->name);
     }
     return cr_error_set(err, CR_INVALID,
-                        "CPU level \"%s\"%s: should be ref, avx2, avx512, amx, neon or auto", asked,
-                        name ? "" : " (from $CR_CPU)");
+                        "CPU level \"%s\"%s: should be ref, avx2, avxvnni, avx512, "
+                        " amx, neon or auto",
+                        asked, name ? "" : " (from $CR_CPU)");
 }

@@ -33,7 +33,7 @@ const struct cr_train_kernels *cr_train_kernels_get(enum cr_cpu level)
         return &cr_train_amx;
     if (level == CR_CPU_AMX || level == CR_CPU_AVX512)
         return has_fast_dot() ? &cr_train_bf16 : &cr_train_avx512;
-    if (level == CR_CPU_AVX2)
+    if (level == CR_CPU_AVX2 || level == CR_CPU_AVXVNNI)
         return &cr_train_avx2;
 #endif
     (void)level;

@@ -14,6 +14,7 @@
 extern const struct cr_kernels cr_kernels_ref;
 #if defined(__x86_64__)
 extern const struct cr_kernels cr_kernels_avx2;
+extern const struct cr_kernels cr_kernels_avxvnni;
 extern const struct cr_kernels cr_kernels_avx512;
 void cr_kernels_fill_amx(struct cr_kernels *k);
 #elif defined(__aarch64__)

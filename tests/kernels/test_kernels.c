@@ -480,7 +480,7 @@ static void test_attention(bool mix)
 
 static void test_dispatch(void)
 {
-    static const char *const names[] = {"ref", "avx2", "avx512", "neon", "amx"};
+    static const char *const names[] = {"ref", "avx2", "avx512", "neon", "amx", "avxvnni"};
     const struct cr_kernels *k;
     struct cr_error err;
     CHECK(cr_kernels_get(&k, "sse9", &err) == CR_INVALID && !k && strstr(err.msg, "sse9"),
