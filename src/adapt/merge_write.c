@@ -128,6 +128,10 @@ enum cr_status cr_merge_write(const cr_model *m, const cr_delta *d, const char *
         return cr_error_set(err, CR_INVALID, "%s: cannot merge into %s; want F32, F16 or BF16",
                             path,
                             cr_type_info(type)->name ? cr_type_info(type)->name : "that type");
+    if (m->fused)
+        return cr_error_set(err, CR_UNSUPPORTED,
+                            "%s: cannot merge: in architecture %s one tensor holds several linears",
+                            path, m->info.arch);
     struct merge *list = cr_alloc((size_t)m->n_layers * CR_LIN_COUNT, sizeof *list);
     cr_gguf_writer *w = cr_gguf_writer_new();
     enum cr_status status;

@@ -48,6 +48,9 @@ struct cr_kernels {
     void (*softmax)(float *x, size_t n);
     /* g[i] = silu(g[i]) * u[i], silu(v) = v / (1 + exp(-v)). */
     void (*silu_mul)(float *g, const float *u, size_t n);
+    /* g[i] = gelu(g[i]) * u[i], gelu(v) = v / (1 + exp(-2 z)), z = sqrt(2 / pi) (v + 0.044715 v^3):
+     * the form with tanh, 0.5 v (1 + tanh(z)), written without it. */
+    void (*gelu_mul)(float *g, const float *u, size_t n);
     void (*add)(float *y, const float *x, size_t n);           /* y += x */
     void (*axpy)(float *y, float a, const float *x, size_t n); /* y += a x */
     float (*dot)(const float *a, const float *b, size_t n);    /* sum a b */

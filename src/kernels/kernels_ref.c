@@ -203,6 +203,14 @@ static void silu_mul(float *g, const float *u, size_t n)
         g[i] = g[i] / (1 + expf(-g[i])) * u[i];
 }
 
+static void gelu_mul(float *g, const float *u, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        float v = g[i], z = 1.5957691216f * (v + 0.044715f * (v * v * v));
+        g[i] = v / (1 + expf(-z)) * u[i];
+    }
+}
+
 static float dot(const float *a, const float *b, size_t n)
 {
     float sum = 0;
@@ -272,6 +280,7 @@ const struct cr_kernels cr_kernels_ref = {
     .rmsnorm = rmsnorm,
     .softmax = softmax,
     .silu_mul = silu_mul,
+    .gelu_mul = gelu_mul,
     .add = add,
     .axpy = axpy,
     .dot = dot,

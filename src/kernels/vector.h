@@ -392,6 +392,23 @@ static void silu_mul(float *g, const float *u, size_t n)
                      n - i);
 }
 
+INLINE vf v_gelu(vf g)
+{
+    vf cube = v_mul(v_mul(g, g), g);
+    vf z = v_mul(v_set1(-1.5957691216f), v_fma(v_set1(0.044715f), cube, g));
+    return v_div(g, v_add(v_set1(1), v_exp(z)));
+}
+
+static void gelu_mul(float *g, const float *u, size_t n)
+{
+    size_t i = 0;
+    for (; n - i >= LANES; i += LANES)
+        v_store(g + i, v_mul(v_gelu(v_load(g + i)), v_load(u + i)));
+    if (i < n)
+        v_store_part(g + i, v_mul(v_gelu(v_load_part(g + i, n - i)), v_load_part(u + i, n - i)),
+                     n - i);
+}
+
 /* ---- attention over a float16 cache ---------------------------------------------------- */
 
 static void attn_scores_f16(float *s, const float *q, const uint16_t *k, size_t stride, size_t n_kv,
@@ -448,7 +465,8 @@ static void attn_mix_f16(float *y, const float *p, const uint16_t *v, size_t str
                    [CR_Q4_K] = dequantize_q4_k, [CR_Q5_K] = dequantize_q5_k,                       \
                    [CR_Q6_K] = dequantize_q6_k, [CR_IQ4_NL] = dequantize_iq4_nl},                  \
     .f32_to_f16 = f32_to_f16, .rmsnorm = rmsnorm, .softmax = softmax, .silu_mul = silu_mul,        \
-    .add = add, .axpy = axpy, .dot = dot, .attn_scores_f16 = attn_scores_f16,                      \
-    .attn_mix_f16 = attn_mix_f16, .rope_norm = rope_norm, .rope_neox = rope_neox
+    .gelu_mul = gelu_mul, .add = add, .axpy = axpy, .dot = dot,                                    \
+    .attn_scores_f16 = attn_scores_f16, .attn_mix_f16 = attn_mix_f16, .rope_norm = rope_norm,      \
+    .rope_neox = rope_neox
 
 #endif

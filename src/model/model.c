@@ -14,6 +14,7 @@
 #include "base/sha256.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -28,7 +29,21 @@ enum {
     HASH_SAMPLE = 4096 /* bytes of each end of a tensor that go into the hash */
 };
 
-static const char *const arch_names[] = {"llama", "qwen2", "qwen3"};
+/* What an architecture is made of, by enum cr_arch. */
+static const struct arch {
+    const char *name;
+    bool neox, head_norms, post_norms, gelu, fused;
+    enum { NEVER, MAY, MUST } bias; /* of q, k and v */
+    int no_rope_every;              /* every n-th layer is not rotated; 0: all are */
+} archs[] = {
+    {.name = "llama", .bias = MAY},
+    {.name = "qwen2", .bias = MUST, .neox = true},
+    {.name = "qwen3", .neox = true, .head_norms = true},
+    {.name = "gemma3", .neox = true, .head_norms = true, .post_norms = true, .gelu = true},
+    {.name = "smollm3", .bias = MAY, .no_rope_every = 4},
+    {.name = "phi3", .neox = true, .fused = true},
+};
+#define ARCH_NAMES "llama, qwen2, qwen3, gemma3, smollm3 or phi3"
 
 static enum cr_status no_memory(const cr_gguf *g, struct cr_error *err)
 {
@@ -49,14 +64,13 @@ static enum cr_status read_arch(cr_model *m, struct cr_error *err)
         status = cr_gguf_str(g, "general.architecture", true, &s, err);
     if (status != CR_OK)
         return status;
-    for (size_t i = 0; i < sizeof arch_names / sizeof *arch_names; i++)
-        if (cr_str_eq(s, arch_names[i])) {
+    for (size_t i = 0; i < sizeof archs / sizeof *archs; i++)
+        if (cr_str_eq(s, archs[i].name)) {
             m->arch = (enum cr_arch)i;
-            m->info.arch = arch_names[i];
+            m->info.arch = archs[i].name;
             return CR_OK;
         }
-    return cr_error_set(err, CR_UNSUPPORTED,
-                        "%s: want architecture llama, qwen2 or qwen3, found \"%.*s\"",
+    return cr_error_set(err, CR_UNSUPPORTED, "%s: want architecture " ARCH_NAMES ", found \"%.*s\"",
                         cr_gguf_name(g), s.n < 40 ? (int)s.n : 40, s.p);
 }
 
@@ -96,7 +110,7 @@ static enum cr_status disagree(const cr_model *m, struct cr_error *err, const ch
 /* What changes the arithmetic and is not built here is refused by name. */
 static enum cr_status refuse_extras(cr_model *m, struct cr_error *err)
 {
-    int experts = 0, value_dim = m->head_dim, rope_dim = m->head_dim, window = 0, splits = 1;
+    int experts = 0, value_dim = m->head_dim, splits = 1;
     uint32_t n = 1;
     enum cr_status status = cr_gguf_u32(m->gguf, "split.count", false, &n, err);
     splits = n > 1 ? 2 : 1;
@@ -107,9 +121,7 @@ static enum cr_status refuse_extras(cr_model *m, struct cr_error *err)
     if (status == CR_OK)
         status = read_int(m, "attention.value_length", false, 1, MAX_HEAD_DIM, &value_dim, err);
     if (status == CR_OK)
-        status = read_int(m, "rope.dimension_count", false, 1, MAX_HEAD_DIM, &rope_dim, err);
-    if (status == CR_OK)
-        status = read_int(m, "attention.sliding_window", false, 0, INT32_MAX, &window, err);
+        status = read_int(m, "rope.dimension_count", false, 1, MAX_HEAD_DIM, &m->rope_dim, err);
     if (status != CR_OK)
         return status;
     if (splits > 1)
@@ -124,16 +136,71 @@ static enum cr_status refuse_extras(cr_model *m, struct cr_error *err)
     if (value_dim != m->head_dim)
         return disagree(m, err, "attention.value_length: want %d like the keys, found %d",
                         m->head_dim, value_dim);
-    if (rope_dim != m->head_dim)
+    if (m->arch == CR_ARCH_PHI3 && (m->rope_dim > m->head_dim || m->rope_dim % 2 != 0))
+        return disagree(m, err, "rope.dimension_count: want an even number up to %d, found %d",
+                        m->head_dim, m->rope_dim);
+    if (m->arch != CR_ARCH_PHI3 && m->rope_dim != m->head_dim)
         return disagree(m, err, "rope.dimension_count: want %d (whole heads), found %d",
-                        m->head_dim, rope_dim);
-    if (window > 0 && window < m->n_ctx_train) {
+                        m->head_dim, m->rope_dim);
+    float cap = 0;
+    char key[NAME_SIZE];
+    snprintf(key, sizeof key, "%s.final_logit_softcapping", m->info.arch);
+    status = cr_gguf_f32(m->gguf, key, false, &cap, err);
+    if (status == CR_OK && cap != 0)
+        return cr_error_set(err, CR_UNSUPPORTED, "%s: key %s: want 0, found %g",
+                            cr_gguf_name(m->gguf), key, (double)cap);
+    return status == CR_NOT_FOUND ? CR_OK : status;
+}
+
+/* Windows and rotations of the layers. */
+static enum cr_status plan_layers(cr_model *m, struct cr_error *err)
+{
+    const struct arch *arch = &archs[m->arch];
+    int window = 0, every = 6;
+    enum cr_status status =
+        read_int(m, "attention.sliding_window", false, 0, INT32_MAX, &window, err);
+    if (status == CR_OK && m->arch == CR_ARCH_GEMMA3)
+        status =
+            read_int(m, "attention.sliding_window_pattern", false, 1, CR_MAX_LAYERS, &every, err);
+    if (status != CR_OK)
+        return status;
+    const bool local = m->arch == CR_ARCH_GEMMA3 && window > 0;
+    m->n_ropes = local ? 2 : 1;
+    for (int l = 0; l < m->n_layers; l++) {
+        struct cr_layer *w = &m->layers[l];
+        if (arch->no_rope_every && (l + 1) % arch->no_rope_every == 0)
+            w->rope = -1;
+        if (local && (l + 1) % every != 0)
+            w->rope = 1;
+        w->window = w->rope == 1 || m->arch == CR_ARCH_PHI3 ? window : 0;
+    }
+    if (window > 0 && window < m->n_ctx_train && !local && m->arch != CR_ARCH_PHI3) {
         /* within the window, attention over all is what the model does */
         cr_log(CR_LOG_INFO, "%s: context limited to its sliding window, %d of %d tokens",
                cr_gguf_name(m->gguf), window, m->n_ctx_train);
         m->n_ctx_train = window;
     }
     return CR_OK;
+}
+
+/* Factors that the others have as 1 and 1 / sqrt(D). */
+static enum cr_status read_scales(cr_model *m, struct cr_error *err)
+{
+    char key[NAME_SIZE];
+    /* the 27B model of gemma3 scales by its width for each head; its files do not say so */
+    const bool wide = m->arch == CR_ARCH_GEMMA3 && m->n_layers == 62;
+    m->embd_scale = m->arch == CR_ARCH_GEMMA3 ? sqrtf((float)m->n_embd) : 1;
+    m->attn_scale = 1 / sqrtf((float)(wide ? m->n_embd / m->n_heads : m->head_dim));
+    snprintf(key, sizeof key, "%s.attention.scale", m->info.arch);
+    enum cr_status status = cr_gguf_f32(m->gguf, key, false, &m->attn_scale, err);
+    if (status == CR_NOT_FOUND)
+        return CR_OK;
+    if (status == CR_OK && !(m->attn_scale > 0 && m->attn_scale < 1e3f))
+        return cr_error_set(err, CR_FORMAT,
+                            "%s: key %s: want more than 0 and less than 1000, "
+                            "found %g",
+                            cr_gguf_name(m->gguf), key, (double)m->attn_scale);
+    return status;
 }
 
 static enum cr_status read_numbers(cr_model *m, struct cr_error *err)
@@ -169,9 +236,16 @@ static enum cr_status read_numbers(cr_model *m, struct cr_error *err)
                         (double)m->norm_eps);
     m->q_dim = m->n_heads * m->head_dim;
     m->kv_dim = m->n_kv_heads * m->head_dim;
-    m->rope_dim = m->head_dim;
-    m->rope_neox = m->arch != CR_ARCH_LLAMA;
-    return refuse_extras(m, err);
+    m->rope_dim = m->head_dim; /* unless a key says otherwise */
+    m->rope_neox = archs[m->arch].neox;
+    m->gelu = archs[m->arch].gelu;
+    m->fused = archs[m->arch].fused;
+    m->layers = cr_alloc0((size_t)m->n_layers, sizeof *m->layers);
+    if (!m->layers)
+        return no_memory(m->gguf, err);
+    if ((status = refuse_extras(m, err)) || (status = read_scales(m, err)))
+        return status;
+    return plan_layers(m, err);
 }
 
 /* ---- tensors ---- */
@@ -246,17 +320,40 @@ static const float *take_vector(struct binder *b, const char *name, bool require
     return copy;
 }
 
+/* Rows of one tensor as n linears, first to last. */
+static void take_pieces(struct binder *b, const char *name, int n_in, struct cr_matrix *out, int n,
+                        const int n_out[])
+{
+    struct cr_matrix whole = {0};
+    int rows = 0;
+    for (int i = 0; i < n; i++)
+        rows += n_out[i];
+    take_matrix(b, name, true, n_in, rows, &whole);
+    for (int i = 0; i < n && b->status == CR_OK; i++) {
+        out[i] = whole;
+        out[i].n_out = n_out[i];
+        whole.data = (const char *)whole.data + (size_t)n_out[i] * whole.row_bytes;
+    }
+}
+
 static void bind_layer(struct binder *b, int l)
 {
     const cr_model *m = b->m;
     struct cr_layer *w = &m->layers[l];
-    const bool biased = m->arch == CR_ARCH_QWEN2, normed = m->arch == CR_ARCH_QWEN3;
+    const struct arch *arch = &archs[m->arch];
     const int E = m->n_embd, Q = m->q_dim, KV = m->kv_dim, F = m->n_ff;
     const int shapes[CR_LIN_COUNT][2] = {{E, Q}, {E, KV}, {E, KV}, {Q, E}, {E, F}, {E, F}, {F, E}};
     char name[NAME_SIZE];
     for (int i = 0; i < CR_LIN_COUNT; i++) {
         snprintf(name, sizeof name, "blk.%d.%s.weight", l, cr_linear_names[i]);
-        take_matrix(b, name, true, shapes[i][0], shapes[i][1], &w->lin[i]);
+        if (!arch->fused || i == CR_LIN_O || i == CR_LIN_DOWN)
+            take_matrix(b, name, true, shapes[i][0], shapes[i][1], &w->lin[i]);
+    }
+    if (arch->fused) {
+        snprintf(name, sizeof name, "blk.%d.attn_qkv.weight", l);
+        take_pieces(b, name, E, &w->lin[CR_LIN_Q], 3, (const int[]){Q, KV, KV});
+        snprintf(name, sizeof name, "blk.%d.ffn_up.weight", l);
+        take_pieces(b, name, E, &w->lin[CR_LIN_GATE], 2, (const int[]){F, F});
     }
     const struct {
         const char *name;
@@ -265,11 +362,13 @@ static void bind_layer(struct binder *b, int l)
         bool known, required;
     } vectors[] = {{"attn_norm.weight", &w->attn_norm, E, true, true},
                    {"ffn_norm.weight", &w->ffn_norm, E, true, true},
-                   {"attn_q.bias", &w->bias_q, Q, !normed, biased},
-                   {"attn_k.bias", &w->bias_k, KV, !normed, biased},
-                   {"attn_v.bias", &w->bias_v, KV, !normed, biased},
-                   {"attn_q_norm.weight", &w->norm_q, m->head_dim, normed, true},
-                   {"attn_k_norm.weight", &w->norm_k, m->head_dim, normed, true}};
+                   {"attn_q.bias", &w->bias_q, Q, arch->bias != NEVER, arch->bias == MUST},
+                   {"attn_k.bias", &w->bias_k, KV, arch->bias != NEVER, arch->bias == MUST},
+                   {"attn_v.bias", &w->bias_v, KV, arch->bias != NEVER, arch->bias == MUST},
+                   {"attn_q_norm.weight", &w->norm_q, m->head_dim, arch->head_norms, true},
+                   {"attn_k_norm.weight", &w->norm_k, m->head_dim, arch->head_norms, true},
+                   {"post_attention_norm.weight", &w->attn_post, E, arch->post_norms, true},
+                   {"post_ffw_norm.weight", &w->ffn_post, E, arch->post_norms, true}};
     for (size_t i = 0; i < sizeof vectors / sizeof *vectors; i++) {
         if (!vectors[i].known)
             continue;
@@ -308,10 +407,9 @@ static enum cr_status bind_tensors(cr_model *m, struct cr_error *err)
 {
     struct binder b = {.m = m, .err = err};
     b.used = cr_alloc0(cr_gguf_n_tensors(m->gguf), sizeof *b.used);
-    m->layers = cr_alloc0((size_t)m->n_layers, sizeof *m->layers);
     size_t n = owned_floats(m->gguf);
     m->owned = n ? cr_alloc(n, sizeof(float)) : NULL;
-    if (!b.used || !m->layers || (n && !m->owned)) {
+    if (!b.used || (n && !m->owned)) {
         cr_free(b.used);
         return no_memory(m->gguf, err);
     }
@@ -320,7 +418,11 @@ static enum cr_status bind_tensors(cr_model *m, struct cr_error *err)
     m->output = m->embd;
     take_matrix(&b, "output.weight", false, m->n_embd, m->n_vocab, &m->output);
     m->output_norm = take_vector(&b, "output_norm.weight", true, m->n_embd);
-    take(&b, "rope_freqs.weight", false); /* rope.c reads it */
+    take(&b, "rope_freqs.weight", false); /* rope.c reads these */
+    if (m->arch == CR_ARCH_PHI3) {
+        take(&b, "rope_factors_short.weight", false);
+        take(&b, "rope_factors_long.weight", false);
+    }
     for (int l = 0; l < m->n_layers && b.status == CR_OK; l++)
         bind_layer(&b, l);
     enum cr_status status = b.status == CR_OK ? refuse_unused(&b) : b.status;
@@ -496,6 +598,26 @@ void cr_model_embed(const cr_model *m, int32_t id, float *out)
 {
     const char *row = (const char *)m->embd.data + (size_t)id * m->embd.row_bytes;
     m->k->dequantize[m->embd.type](out, row, (size_t)m->n_embd);
+    for (int i = 0; i < m->n_embd && m->embd_scale != 1; i++)
+        out[i] *= m->embd_scale;
+}
+
+enum cr_status cr_model_trainable(const cr_model *m, struct cr_error *err)
+{
+    const char *what = m->gelu ? "GELU and norms after the layers"
+                       : m->attn_scale != 1 / sqrtf((float)m->head_dim) ? "its scale of attention"
+                       : m->rope_dim != m->head_dim ? "rotation of a part of each head"
+                                                    : NULL;
+    for (int l = 0; l < m->n_layers && !what; l++)
+        what = m->layers[l].rope < 0 ? "layers without rotation"
+               : m->layers[l].window > 0 && m->layers[l].window < m->n_ctx_train
+                   ? "a sliding window"
+                   : NULL;
+    return !what ? CR_OK
+                 : cr_error_set(err, CR_UNSUPPORTED,
+                                "%s: training does not know %s (architecture %s); it knows llama, "
+                                "qwen2, qwen3, and phi3 without a window",
+                                m->path ? m->path : "model", what, m->info.arch);
 }
 
 const struct cr_matrix *cr_model_linear(const cr_model *m, int layer, enum cr_linear lin)

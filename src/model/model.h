@@ -14,7 +14,15 @@
 #include <pthread.h>
 
 enum { CR_MAX_LAYERS = 256, CR_MAX_CTX = 1 << 20 };
-enum cr_arch { CR_ARCH_LLAMA, CR_ARCH_QWEN2, CR_ARCH_QWEN3 };
+enum { CR_MAX_ROPES = 2 };
+enum cr_arch {
+    CR_ARCH_LLAMA,
+    CR_ARCH_QWEN2,
+    CR_ARCH_QWEN3,
+    CR_ARCH_GEMMA3,
+    CR_ARCH_SMOLLM3,
+    CR_ARCH_PHI3
+};
 
 struct cr_matrix {
     const void *data; /* [n_out, n_in], rows of row_bytes */
@@ -28,7 +36,10 @@ struct cr_layer {
     const float *attn_norm;                /* [n_embd] */
     const float *ffn_norm;                 /* [n_embd] */
     const float *bias_q, *bias_k, *bias_v; /* qwen2: [n_out], else NULL */
-    const float *norm_q, *norm_k;          /* qwen3: [head_dim], else NULL */
+    const float *norm_q, *norm_k;          /* qwen3, gemma3: [head_dim], else NULL */
+    const float *attn_post, *ffn_post;     /* gemma3: norms of what is added to x, else NULL */
+    int window;                            /* sees this many positions, its own included; 0: all */
+    int rope;                              /* which rotation of the model; -1: none */
 };
 
 struct cr_model {
@@ -37,11 +48,16 @@ struct cr_model {
     /* numbers; E = n_embd, H heads, G kv heads, D head_dim */
     int n_layers, n_embd, n_heads, n_kv_heads, head_dim, n_ff, n_vocab, n_ctx_train;
     int q_dim, kv_dim; /* H * D, G * D */
-    int rope_dim;      /* = head_dim */
-    bool rope_neox;    /* qwen: pairs (i, i + D/2); llama: (2i, 2i+1) */
+    int rope_dim;      /* the first values of a head that are rotated: all but in some phi3 */
+    int n_ropes;       /* rotations: gemma3 has two, for all positions and for a window */
+    bool rope_neox;    /* pairs (i, i + rope_dim / 2); llama and smollm3: (2i, 2i+1) */
+    bool gelu;         /* gemma3: GELU where the others have SiLU */
+    bool fused;        /* phi3: q, k, v and gate, up are pieces of one tensor each */
+    float embd_scale;  /* gemma3: sqrt(E), else 1 */
+    float attn_scale;  /* of q k, as a rule 1 / sqrt(D) */
     float norm_eps;
-    float *rope_freq;  /* [rope_dim / 2] inverse frequencies, scaling applied */
-    float rope_mscale; /* factor on cos and sin (YaRN), else 1 */
+    float *rope_freq;  /* [n_ropes, rope_dim / 2] inverse frequencies, scaling applied */
+    float rope_mscale; /* factor on cos and sin (YaRN, longrope), else 1 */
     /* weights */
     struct cr_matrix embd, output; /* output == embd when tied */
     const float *output_norm;
@@ -65,8 +81,10 @@ enum cr_status cr_model_from_gguf(cr_model **out, cr_gguf *g, const char *path,
                                   const struct cr_model_options *opt, struct cr_error *err);
 /* rope.c: fills rope_freq and rope_mscale from the keys <arch>.rope.* and rope_freqs.weight. */
 enum cr_status cr_rope_setup(cr_model *m, const cr_gguf *g, const char *arch, struct cr_error *err);
-/* cos and sin of position pos for cr_kernels.rope_*: cs [rope_dim / 2, 2]. */
+/* cos and sin of position pos for cr_kernels.rope_*: cs [n_ropes, rope_dim / 2, 2]. */
 void cr_rope_angles(const cr_model *m, int32_t pos, float *cs);
+/* Does training know all that the model does? CR_UNSUPPORTED says what it does not. */
+enum cr_status cr_model_trainable(const cr_model *m, struct cr_error *err);
 /* Row `id` of the embedding as float32 [n_embd]. */
 void cr_model_embed(const cr_model *m, int32_t id, float *out);
 /* The n_out x n_in matrix of a linear layer. */

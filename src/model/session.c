@@ -10,6 +10,9 @@
  *         x += W_down (silu(W_gate n) * (W_up n))    n = rmsnorm(x)
  *     logits = W_out rmsnorm(x)
  *
+ * gemma3 norms what W_o and W_down give before it is added, has gelu in place of silu, and layers
+ * that see a window only; some layers of smollm3 have no rope.
+ *
  * Every W y may have a delta beside it: W y + B (A y).
  *
  * Why the result does not depend on chunking, packing or threads: work is split over tokens, heads
@@ -72,7 +75,7 @@ struct cr_session {
     size_t n;                   /* tokens */
     int layer, max_rank;        /* of the tokens' deltas */
     struct chunk_token *tokens; /* [chunk] */
-    float *angles;              /* [chunk, D / 2, 2] cos, sin */
+    float *angles;              /* [chunk, n_ropes, rope_dim / 2, 2] cos, sin */
     float *x;                   /* [chunk, E] the residual stream */
     float *normed;              /* [chunk, E] */
     float *att;                 /* [chunk, Q], the same memory as normed */
@@ -129,7 +132,7 @@ static size_t lay_out(cr_session *s, const cr_model *m, int n_ctx, char *base)
     s->logit_rows = s->logit_rows < n ? s->logit_rows : n;
     s->ids = carve(&c, ctx, sizeof *s->ids);
     s->tokens = carve(&c, n, sizeof *s->tokens);
-    s->angles = carve(&c, n * (size_t)m->rope_dim, sizeof(float));
+    s->angles = carve(&c, n * (size_t)(m->n_ropes * m->rope_dim), sizeof(float));
     s->x = carve(&c, n * E, sizeof(float));
     s->normed = s->att = carve(&c, n * larger(E, Q), sizeof(float));
     s->q = s->out = carve(&c, n * larger(E, Q), sizeof(float));
@@ -358,7 +361,7 @@ static const float *norm_for_attention(cr_session *s, size_t t)
     return s->normed + t * E;
 }
 
-/* Bias, norm and rotation of the heads of one vector. */
+/* Bias, norm and rotation (angles NULL: none) of the heads of one vector. */
 static void turn_heads(const cr_session *s, float *x, int n_heads, const float *bias,
                        const float *norm, const float *angles)
 {
@@ -368,8 +371,17 @@ static void turn_heads(const cr_session *s, float *x, int n_heads, const float *
     for (int h = 0; h < n_heads; h++, x += D) {
         if (norm)
             s->k->rmsnorm(x, x, norm, D, s->m->norm_eps);
-        (s->m->rope_neox ? s->k->rope_neox : s->k->rope_norm)(x, angles, D);
+        if (angles)
+            (s->m->rope_neox ? s->k->rope_neox : s->k->rope_norm)(x, angles,
+                                                                  (size_t)s->m->rope_dim);
     }
+}
+
+/* The angles of token t by one of the model's rotations. */
+static float *token_angles(const cr_session *s, size_t t, int rope)
+{
+    size_t at = t * (size_t)s->m->n_ropes + (size_t)rope;
+    return rope < 0 ? NULL : s->angles + at * (size_t)s->m->rope_dim;
 }
 
 /* q, k and v of tokens [begin, end) become ready; k and v go into the cache. */
@@ -381,7 +393,7 @@ static void place_heads(void *ud, size_t begin, size_t end, int thread)
     const struct cr_layer *w = &m->layers[s->layer];
     size_t KV = (size_t)m->kv_dim, layer = (size_t)s->layer * (size_t)s->n_ctx;
     for (size_t t = begin; t < end; t++) {
-        const float *angles = s->angles + t * (size_t)m->rope_dim;
+        const float *angles = token_angles(s, t, w->rope);
         float *k = s->k_new + t * KV, *v = s->v_new + t * KV;
         turn_heads(s, s->q + t * (size_t)m->q_dim, m->n_heads, w->bias_q, w->norm_q, angles);
         turn_heads(s, k, m->n_kv_heads, w->bias_k, w->norm_k, angles);
@@ -393,7 +405,8 @@ static void place_heads(void *ud, size_t begin, size_t end, int thread)
     }
 }
 
-/* One head of one token over the cells that it sees: first the shared prefix, then its segment. */
+/* One head of one token over the cells that it sees: first the shared prefix, then its segment,
+ * of which a window keeps the end. */
 static void attend_one(cr_session *s, size_t t, int head, float *scores)
 {
     const cr_model *m = s->m;
@@ -407,7 +420,15 @@ static void attend_one(cr_session *s, size_t t, int head, float *scores)
     size_t seg = (layer + (size_t)tok->seg_begin) * KV + kv_head * D;
     const float *q = s->q + t * (size_t)m->q_dim + (size_t)head * D;
     float *y = s->att + t * (size_t)m->q_dim + (size_t)head * D;
-    float scale = 1.0f / sqrtf((float)m->head_dim);
+    float scale = m->attn_scale;
+    size_t window = (size_t)m->layers[s->layer].window;
+    if (window && n_pre + n_seg > window) {
+        size_t skip = n_pre + n_seg - window, of_pre = skip < n_pre ? skip : n_pre;
+        pre += of_pre * KV;
+        seg += (skip - of_pre) * KV;
+        n_pre -= of_pre;
+        n_seg -= skip - of_pre;
+    }
     if (n_pre)
         s->k->attn_scores_f16(scores, q, s->k_cache + pre, KV, n_pre, D, scale);
     s->k->attn_scores_f16(scores + n_pre, q, s->k_cache + seg, KV, n_seg, D, scale);
@@ -431,10 +452,20 @@ static const float *attended(cr_session *s, size_t t)
     return s->att + t * (size_t)s->m->q_dim;
 }
 
+/* x += out, after its own norm where the model has one. */
+static void add_out(cr_session *s, size_t t, const float *norm)
+{
+    size_t E = (size_t)s->m->n_embd;
+    float *out = s->out + t * E;
+    if (norm)
+        s->k->rmsnorm(out, out, norm, E, s->m->norm_eps);
+    s->k->add(s->x + t * E, out, E);
+}
+
 static const float *norm_for_ffn(cr_session *s, size_t t)
 {
     size_t E = (size_t)s->m->n_embd;
-    s->k->add(s->x + t * E, s->out + t * E, E);
+    add_out(s, t, s->m->layers[s->layer].attn_post);
     s->k->rmsnorm(s->normed + t * E, s->x + t * E, s->m->layers[s->layer].ffn_norm, E,
                   s->m->norm_eps);
     return s->normed + t * E;
@@ -443,7 +474,7 @@ static const float *norm_for_ffn(cr_session *s, size_t t)
 static const float *gate_and_up(cr_session *s, size_t t)
 {
     size_t F = (size_t)s->m->n_ff;
-    s->k->silu_mul(s->gate + t * F, s->up + t * F, F);
+    (s->m->gelu ? s->k->gelu_mul : s->k->silu_mul)(s->gate + t * F, s->up + t * F, F);
     return s->gate + t * F;
 }
 
@@ -451,8 +482,8 @@ static void add_ffn(void *ud, size_t begin, size_t end, int thread)
 {
     (void)thread;
     cr_session *s = ud;
-    size_t E = (size_t)s->m->n_embd;
-    s->k->add(s->x + begin * E, s->out + begin * E, (end - begin) * E);
+    for (size_t t = begin; t < end; t++)
+        add_out(s, t, s->m->layers[s->layer].ffn_post);
 }
 
 static const float *norm_for_output(cr_session *s, size_t t)
@@ -470,7 +501,7 @@ static void embed(void *ud, size_t begin, size_t end, int thread)
     cr_session *s = ud;
     for (size_t t = begin; t < end; t++) {
         cr_model_embed(s->m, s->tokens[t].t.id, s->x + t * (size_t)s->m->n_embd);
-        cr_rope_angles(s->m, s->tokens[t].t.pos, s->angles + t * (size_t)s->m->rope_dim);
+        cr_rope_angles(s->m, s->tokens[t].t.pos, token_angles(s, t, 0));
     }
 }
 

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the small test models to ../data and expected logits and greedy text of five models here.
+"""Writes the small test models to ../data and expected logits and greedy text of ten models here.
 
-usage: make_models.py STORIES260K.bin TOK512.bin SMOLLM2.gguf [NAME...]
+usage: make_models.py STORIES260K.bin TOK512.bin SMOLLM2.gguf LLAMA-QUANTIZE [NAME...]
 
 The expected values are transformers' in float32, from the tensors of the same GGUF file dequantised.
 README.md beside this file describes the format.
 """
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,8 +17,9 @@ import numpy as np
 import torch
 from gguf.quants import dequantize, quantize
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config,
-                          Qwen3ForCausalLM)
+from transformers import (Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, Phi3Config,
+                          Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
+                          SmolLM3Config, SmolLM3ForCausalLM)
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parent / "data"
@@ -47,12 +49,15 @@ def bpe_vocab():
     return tokens + ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"], [1] * 316 + [3] * 4, merges
 
 
-def write_qwen(arch, tied, head_dim, seed):
+LONG = {"short": [1.0, 1.1, 1.3, 1.6, 2.0, 2.5], "long": [1.0, 2.0, 4.0, 8.0, 16.0, 32.0], "original": 128}
+
+
+def write_random(arch, tied, head_dim, seed, n_embd=64, n_heads=4, n_kv=2, n_ff=160, n_layers=2, name=None, gain=1.0):
     """A random model whose logits are spread enough for a greedy text without near ties."""
     rng = np.random.default_rng(seed)
-    n_embd, n_heads, n_kv, n_ff, n_layers = 64, 4, 2, 160, 2
     tokens, types, merges = bpe_vocab()
-    w = gguf.GGUFWriter(str(DATA / f"random-{arch}.gguf"), arch)
+    name = name or f"random-{arch}"
+    w = gguf.GGUFWriter(str(DATA / f"{name}.gguf"), arch)
     w.add_name(f"random {arch}")
     w.add_license("apache-2.0")
     w.add_context_length(256)
@@ -66,6 +71,15 @@ def write_qwen(arch, tied, head_dim, seed):
         w.add_value_length(head_dim)
     w.add_rope_freq_base(1000000.0)
     w.add_layer_norm_rms_eps(1e-6)
+    if arch == "gemma3":
+        w.add_sliding_window(12)
+    if arch == "phi3":
+        w.add_sliding_window(20)
+        w.add_rope_dimension_count(2 * len(LONG["short"]))
+        w.add_rope_scaling_orig_ctx_len(LONG["original"])
+        w.add_rope_scaling_attn_factors(long_factor(256))
+        w.add_tensor("rope_factors_short.weight", np.array(LONG["short"], np.float32))
+        w.add_tensor("rope_factors_long.weight", np.array(LONG["long"], np.float32))
     w.add_tokenizer_model("gpt2")
     w.add_tokenizer_pre("qwen2")
     w.add_token_list(tokens)
@@ -80,7 +94,7 @@ def write_qwen(arch, tied, head_dim, seed):
     wide = 2.0 if tied else 1.0  # tied output prefers the token it has just seen: the layers must outweigh it
 
     def put(name, shape, kind, scale, mean=0.0):
-        scale *= wide if "ffn" in name and "norm" not in name else 1.0
+        scale *= gain * wide if "ffn" in name and "norm" not in name else gain if "attn" in name else 1.0
         x = (rng.standard_normal(shape) * scale + mean).astype(np.float32)
         if kind == F32:
             w.add_tensor(name, x)
@@ -96,6 +110,12 @@ def write_qwen(arch, tied, head_dim, seed):
         b = f"blk.{i}."
         put(b + "attn_norm.weight", n_embd, F32, 0.1, 1.0)
         put(b + "ffn_norm.weight", n_embd, F32, 0.1, 1.0)
+        if arch == "phi3":
+            put(b + "attn_qkv.weight", (q_dim + 2 * kv_dim, n_embd), F16, 0.15)
+            put(b + "attn_output.weight", (n_embd, q_dim), F16, 0.3)
+            put(b + "ffn_up.weight", (2 * n_ff, n_embd), F16, 0.15)
+            put(b + "ffn_down.weight", (n_embd, n_ff), F16, 0.15)
+            continue
         put(b + "attn_q.weight", (q_dim, n_embd), F16, 0.12)
         put(b + "attn_k.weight", (kv_dim, n_embd), F16, 0.12)
         put(b + "attn_v.weight", (kv_dim, n_embd), F32, 0.2)
@@ -103,17 +123,37 @@ def write_qwen(arch, tied, head_dim, seed):
         put(b + "ffn_gate.weight", (n_ff, n_embd), F16, 0.15)
         put(b + "ffn_up.weight", (n_ff, n_embd), F16, 0.15)
         put(b + "ffn_down.weight", (n_embd, n_ff), F16, 0.15)
+        if arch == "gemma3":
+            put(b + "post_attention_norm.weight", n_embd, F32, 0.5, 3.0)
+            put(b + "post_ffw_norm.weight", n_embd, F32, 0.5, 3.0)
         if arch == "qwen2":
             put(b + "attn_q.bias", q_dim, F32, 0.5)
             put(b + "attn_k.bias", kv_dim, F32, 0.5)
             put(b + "attn_v.bias", kv_dim, F32, 0.5)
-        else:
+        if arch in ("qwen3", "gemma3"):
             put(b + "attn_q_norm.weight", head_dim, F32, 0.2, 1.0)
             put(b + "attn_k_norm.weight", head_dim, F32, 0.2, 1.0)
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
     w.close()
+
+
+def long_factor(n_ctx):
+    """What longrope multiplies cos and sin by."""
+    return float(np.sqrt(1 + np.log(n_ctx / LONG["original"]) / np.log(LONG["original"])))
+
+
+def write_kquants(quantise):
+    """A random llama, 256 wide, in all the types that come in 256 and some others, by llama-quantize."""
+    write_random("llama", False, 64, 7, n_embd=256, n_ff=256, name="random-kquants-f16", gain=0.4)
+    source = DATA / "random-kquants-f16.gguf"
+    types = {"attn_q": "q4_k", "attn_k": "q5_k", "attn_v": "q6_k", "attn_output": "q5_0", "ffn_gate": "q4_k",
+             "ffn_up": "iq4_nl", "ffn_down": "q5_1"}
+    subprocess.run([quantise, "--allow-requantize", *[x for k, v in types.items() for x in ("--tensor-type", f"{k}={v}")],
+                    "--token-embedding-type", "q6_k", "--output-tensor-type", "q8_0", str(source),
+                    str(DATA / "random-kquants.gguf"), "Q4_K_M", "1"], check=True, stdout=subprocess.DEVNULL)
+    source.unlink()
 
 
 def write_stories(checkpoint, vocabulary):
@@ -198,15 +238,35 @@ def reference(path, as_f16=False):
     n_heads, n_kv = get(arch + ".attention.head_count"), get(arch + ".attention.head_count_kv")
     n_embd = get(arch + ".embedding_length")
     make_config, make_model = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-                               "qwen3": (Qwen3Config, Qwen3ForCausalLM)}[arch]
+                               "qwen3": (Qwen3Config, Qwen3ForCausalLM), "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
+                               "smollm3": (SmolLM3Config, SmolLM3ForCausalLM), "phi3": (Phi3Config, Phi3ForCausalLM)}[arch]
+    theta, head_dim = get(arch + ".rope.freq_base", 10000.0), get(arch + ".attention.key_length", n_embd // n_heads)
+    window = get(arch + ".attention.sliding_window")
+    n_layers = get(arch + ".block_count")
+    more = {} if arch in ("qwen2", "phi3") else {"head_dim": head_dim}
+    if arch == "gemma3":
+        more |= {"sliding_window": window, "query_pre_attn_scalar": head_dim, "layer_types": [
+            "full_attention" if (i + 1) % 6 == 0 else "sliding_attention" for i in range(n_layers)],
+            "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": theta},
+                                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}}
+    elif arch == "smollm3":
+        more |= {"no_rope_layers": [int((i + 1) % 4 != 0) for i in range(n_layers)], "use_sliding_window": False, "pad_token_id": 0,
+                 "rope_parameters": {"rope_type": "default", "rope_theta": theta}}
+    elif arch == "phi3":
+        dim = get("phi3.rope.dimension_count")
+        more |= {"sliding_window": window, "pad_token_id": 0, "original_max_position_embeddings": LONG["original"],
+                 "rope_parameters": {"rope_type": "longrope", "rope_theta": theta, "short_factor": LONG["short"],
+                                     "long_factor": LONG["long"], "partial_rotary_factor": dim / head_dim,
+                                     "original_max_position_embeddings": LONG["original"]}}
+        t.pop("rope_factors_short.weight"), t.pop("rope_factors_long.weight")
+    else:
+        more |= {"rope_theta": theta}
     config = make_config(
         vocab_size=t["token_embd.weight"].shape[0], hidden_size=n_embd,
-        intermediate_size=get(arch + ".feed_forward_length"), num_hidden_layers=get(arch + ".block_count"),
+        intermediate_size=get(arch + ".feed_forward_length"), num_hidden_layers=n_layers,
         num_attention_heads=n_heads, num_key_value_heads=n_kv,
-        rms_norm_eps=get(arch + ".attention.layer_norm_rms_epsilon"),
-        rope_theta=get(arch + ".rope.freq_base", 10000.0), max_position_embeddings=get(arch + ".context_length"),
-        tie_word_embeddings="output.weight" not in t, attn_implementation="eager",
-        **({} if arch == "qwen2" else {"head_dim": get(arch + ".attention.key_length", n_embd // n_heads)}))
+        rms_norm_eps=get(arch + ".attention.layer_norm_rms_epsilon"), max_position_embeddings=get(arch + ".context_length"),
+        tie_word_embeddings="output.weight" not in t, attn_implementation="eager", **more)
     model = make_model(config).float().eval()
     state = {"model.embed_tokens.weight": t.pop("token_embd.weight"), "model.norm.weight": t.pop("output_norm.weight")}
     state["lm_head.weight"] = t.pop("output.weight", state["model.embed_tokens.weight"])
@@ -214,14 +274,23 @@ def reference(path, as_f16=False):
              "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
              "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
              "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+    if arch == "gemma3":
+        names |= {"ffn_norm": "pre_feedforward_layernorm", "post_attention_norm": "post_attention_layernorm",
+                  "post_ffw_norm": "post_feedforward_layernorm"}
+        state["model.norm.weight"] = state["model.norm.weight"] - 1
+    if arch == "phi3":
+        names |= {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
     for name, v in t.items():
         _, layer, part, kind = name.split(".")
-        if arch == "llama" and part in ("attn_q", "attn_k"):
+        if arch == "gemma3" and "norm" in part:
+            v = v - 1  # the files hold 1 + w
+        if arch in ("llama", "smollm3") and part in ("attn_q", "attn_k"):
             v = unpermute(v, n_heads if part == "attn_q" else n_kv)
         state[f"model.layers.{layer}.{names[part]}.{kind}"] = v
     model.load_state_dict(state, strict=True)
-    theta = config.rope_parameters["rope_theta"] if hasattr(config, "rope_parameters") else config.rope_theta
-    assert theta == get(arch + ".rope.freq_base", 10000.0)
+    if arch == "phi3":
+        assert abs(model.model.rotary_emb.attention_scaling - get("phi3.rope.scaling.attn_factor")) < 1e-6
+    assert theta == (config.rope_parameters.get("full_attention") or config.rope_parameters)["rope_theta"]
     return model
 
 
@@ -336,7 +405,7 @@ def random_prompts(n_vocab, seed):
 
 
 def main():
-    checkpoint, vocabulary, smollm, *only = sys.argv[1:]
+    checkpoint, vocabulary, smollm, quantise, *only = sys.argv[1:]
     torch.set_num_threads(1)
     small = HERE.parent.parent / "models" / "crayon-15m-q8_0.gguf"
 
@@ -356,10 +425,18 @@ def main():
             make()
 
     DATA.mkdir(exist_ok=True)
-    do("random-qwen2", lambda: (write_qwen("qwen2", True, 16, 2), write_golden(
+    do("random-qwen2", lambda: (write_random("qwen2", True, 16, 2), write_golden(
         "random-qwen2", reference(DATA / "random-qwen2.gguf"), random_prompts(320, 1))))
-    do("random-qwen3", lambda: (write_qwen("qwen3", False, 32, 3), write_golden(
+    do("random-qwen3", lambda: (write_random("qwen3", False, 32, 3), write_golden(
         "random-qwen3", reference(DATA / "random-qwen3.gguf"), random_prompts(320, 1))))
+    narrow = {"n_embd": 32, "n_heads": 2, "n_kv": 1, "n_ff": 96}
+    for arch, tied, dim, seed, shape in (("gemma3", True, 32, 4, narrow | {"n_layers": 6}),
+                                         ("smollm3", False, 16, 5, narrow | {"n_layers": 4}), ("phi3", False, 16, 6, {})):
+        name = f"random-{arch}"
+        do(name, lambda: (write_random(arch, tied, dim, seed, **shape), write_golden(
+            name, reference(DATA / f"{name}.gguf"), random_prompts(320, 1))))
+    do("random-kquants", lambda: (write_kquants(quantise), write_golden(
+        "random-kquants", reference(DATA / "random-kquants.gguf"), random_prompts(320, 1))))
     do("stories260K", lambda: (write_stories(checkpoint, vocabulary), write_golden(
         "stories260K", reference(DATA / "stories260K.gguf"), stories_prompts(DATA / "stories260K.gguf"))))
     do("crayon-15m-q8_0", lambda: write_golden("crayon-15m-q8_0", reference(small), text_prompts(encoder(small), [0])))

@@ -296,6 +296,41 @@ static void test_exp(void)
     }
 }
 
+/* The argument of the exponential is off by a few units times its size. */
+static void test_gelu_mul(void)
+{
+    for (size_t l = 0; l < N_LENGTHS; l++)
+        for (int trial = 0; trial < 4; trial++) {
+            size_t n = lengths[l];
+            struct buf x = buf_new(4 * n, 4 * below(8)), g = buf_new(4 * n, 4 * below(8));
+            struct buf u = buf_new(4 * n, 4 * below(8));
+            for (size_t i = 0; i < n; i++) {
+                double reach = trial == 0 ? 0.01 : trial == 1 ? 4 : 30;
+                floats(&x)[i] = floats(&g)[i] = (float)uniform(-reach, reach);
+                floats(&u)[i] = trial == 3 ? 1 : (float)uniform(-3, 3);
+            }
+            K->gelu_mul(floats(&g), floats(&u), n);
+            for (size_t i = 0; i < n; i++) {
+                double v = floats(&x)[i],
+                       z = sqrt(2 / 3.14159265358979) * (v + 0.044715 * v * v * v);
+                double want = v / (1 + exp(-2 * z)) * floats(&u)[i];
+                double bound = gamma_of(10 + 8 * fabs(z)) * fabs(want) + (z < -43 ? 3e-36 : 3e-45);
+                CHECK(fabs(floats(&g)[i] - want) <= bound, "gelu(%.9g) * %.9g: %.9g, want %.9g", v,
+                      (double)floats(&u)[i], (double)floats(&g)[i], want);
+                if (z > -15) /* the published form */
+                    CHECK(fabs(want - 0.5 * v * (1 + tanh(z)) * floats(&u)[i]) <=
+                              1e-12 * (1 + fabs(v)),
+                          "the formula is wrong at %g", v);
+            }
+            buf_free(&x);
+            buf_free(&g);
+            buf_free(&u);
+        }
+    float odd[4] = {NAN, INFINITY, 3e38f, -3e38f}, one[4] = {1, 1, 1, 1};
+    K->gelu_mul(odd, one, 4);
+    CHECK(isnan(odd[0]) && isinf(odd[1]) && odd[2] == 3e38f && odd[3] == 0, "special values");
+}
+
 static void test_silu_mul(void)
 {
     for (size_t l = 0; l < N_LENGTHS; l++)
@@ -640,6 +675,7 @@ static void test_level(void)
                  {"softmax", test_softmax},
                  {"exp", test_exp},
                  {"silu_mul", test_silu_mul},
+                 {"gelu_mul", test_gelu_mul},
                  {"dot", test_dot},
                  {"rope_pairs", test_rope_pairs},
                  {"dispatch", test_dispatch}};

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Logits and greedy text against transformers on six models (tests/golden/README.md says how the
+ * Logits and greedy text against transformers on ten models (tests/golden/README.md says how the
  * files were made). Float weights: what is left is the float16 cache (rounding keys and values in
  * the reference too leaves 0.002). Quantised weights: activations are rounded to 8 bits as well,
  * and the same rounding put into the reference moves its logits as far, so those bounds are wide
@@ -184,6 +184,31 @@ static void test_random_qwen3(void **state)
     check_levels("random-qwen3", CR_SOURCE_DIR "/tests/data/random-qwen3.gguf", FLOAT_BOUND, 96);
 }
 
+static void test_random_gemma3(void **state)
+{
+    (void)state;
+    check_levels("random-gemma3", CR_SOURCE_DIR "/tests/data/random-gemma3.gguf", FLOAT_BOUND, 96);
+}
+
+static void test_random_smollm3(void **state)
+{
+    (void)state;
+    check_levels("random-smollm3", CR_SOURCE_DIR "/tests/data/random-smollm3.gguf", FLOAT_BOUND,
+                 96);
+}
+
+static void test_random_phi3(void **state)
+{
+    (void)state;
+    check_levels("random-phi3", CR_SOURCE_DIR "/tests/data/random-phi3.gguf", FLOAT_BOUND, 96);
+}
+
+static void test_random_kquants(void **state)
+{
+    (void)state;
+    check_levels("random-kquants", CR_SOURCE_DIR "/tests/data/random-kquants.gguf", 1, 90);
+}
+
 static void test_stories260k(void **state)
 {
     (void)state;
@@ -267,9 +292,11 @@ static void test_smollm2(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_random_qwen2), cmocka_unit_test(test_random_qwen3),
-        cmocka_unit_test(test_stories260k),  cmocka_unit_test(test_15m_q8_0),
-        cmocka_unit_test(test_15m_f16),      cmocka_unit_test(test_smollm2),
+        cmocka_unit_test(test_random_qwen2),  cmocka_unit_test(test_random_qwen3),
+        cmocka_unit_test(test_random_gemma3), cmocka_unit_test(test_random_smollm3),
+        cmocka_unit_test(test_random_phi3),   cmocka_unit_test(test_random_kquants),
+        cmocka_unit_test(test_stories260k),   cmocka_unit_test(test_15m_q8_0),
+        cmocka_unit_test(test_15m_f16),       cmocka_unit_test(test_smollm2),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -56,10 +56,10 @@ static void test_info(void **state)
 static void test_every_architecture_opens(void **state)
 {
     (void)state;
-    static const char *const archs[] = {"llama", "qwen2", "qwen3"};
+    static const char *const archs[] = {"llama", "qwen2", "qwen3", "gemma3", "smollm3", "phi3"};
     static const uint32_t types[] = {CR_F32,  CR_F16,  CR_BF16,   CR_Q8_0, CR_Q4_0, CR_Q4_1,
                                      CR_Q5_0, CR_Q5_1, CR_IQ4_NL, CR_Q4_K, CR_Q5_K, CR_Q6_K};
-    for (size_t a = 0; a < 3; a++)
+    for (size_t a = 0; a < sizeof archs / sizeof *archs; a++)
         for (size_t k = 0; k < sizeof types / sizeof *types; k++) {
             struct tiny t = tiny_typed(archs[a], types[k]);
             if (cr_type_info(types[k])->block == CR_QK_K) {
@@ -70,9 +70,11 @@ static void test_every_architecture_opens(void **state)
             assert_string_equal(cr_model_info(m)->arch, archs[a]);
             assert_string_equal(cr_model_info(m)->type_name, cr_type_info(types[k])->name);
             assert_ptr_equal(m->output.data, m->embd.data);
-            assert_int_equal(m->rope_neox, a > 0);
-            assert_int_equal(m->layers[0].bias_q != NULL, a == 1);
-            assert_int_equal(m->layers[0].norm_k != NULL, a == 2);
+            assert_int_equal(m->rope_neox, a != CR_ARCH_LLAMA && a != CR_ARCH_SMOLLM3);
+            assert_int_equal(m->layers[0].bias_q != NULL, a == CR_ARCH_QWEN2);
+            assert_int_equal(m->layers[0].norm_k != NULL,
+                             a == CR_ARCH_QWEN3 || a == CR_ARCH_GEMMA3);
+            assert_int_equal(m->layers[0].ffn_post != NULL, a == CR_ARCH_GEMMA3);
             cr_model_close(m);
         }
 }
@@ -111,8 +113,9 @@ static void test_what_is_not_built_is_refused_by_name(void **state)
 {
     (void)state;
     struct tiny t = tiny_default();
-    t.arch = "gemma3";
-    refuse(&t, CR_UNSUPPORTED, "want architecture llama, qwen2 or qwen3, found \"gemma3\"");
+    t.arch = "mamba";
+    refuse(&t, CR_UNSUPPORTED,
+           "want architecture llama, qwen2, qwen3, gemma3, smollm3 or phi3, found \"mamba\"");
     t = tiny_default();
     t.extra = other_type;
     refuse(&t, CR_INVALID, "want a model, found general.type \"adapter\"");
@@ -129,6 +132,74 @@ static void test_what_is_not_built_is_refused_by_name(void **state)
     t.extra = window; /* within the window the result is the same */
     cr_model *m = tiny_open(&t, NULL);
     assert_int_equal(cr_model_info(m)->n_ctx_train, 50);
+    cr_model_close(m);
+}
+
+static void capped(cr_gguf_writer *w)
+{
+    cr_gguf_put_f32(w, "gemma3.final_logit_softcapping", 30);
+}
+
+static void part_of_heads(cr_gguf_writer *w)
+{
+    cr_gguf_put_u32(w, "phi3.rope.dimension_count", 12);
+}
+
+static void factors(cr_gguf_writer *w)
+{
+    static const float short_factor[8] = {1, 1, 1, 1, 1, 1, 1, 2}, long_factor[8] = {4};
+    cr_gguf_put_u32(w, "phi3.rope.scaling.original_context_length", 40);
+    cr_gguf_put_f32(w, "phi3.rope.scaling.attn_factor", 1.25f);
+    cr_gguf_put_tensor(w, "rope_factors_short.weight", CR_F32, 1, (uint64_t[]){8}, short_factor);
+    cr_gguf_put_tensor(w, "rope_factors_long.weight", CR_F32, 1, (uint64_t[]){8}, long_factor);
+}
+
+static void test_plans_of_layers(void **state)
+{
+    (void)state;
+    struct cr_error err;
+    struct tiny t = tiny_typed("gemma3", CR_F32);
+    t.n_layers = 13;
+    t.window = 20;
+    cr_model *m = tiny_open(&t, NULL);
+    for (int l = 0; l < 13; l++) { /* five see a window, the sixth sees all */
+        assert_int_equal(m->layers[l].window, l % 6 == 5 ? 0 : 20);
+        assert_int_equal(m->layers[l].rope, l % 6 == 5 ? 0 : 1);
+    }
+    assert_true(m->embd_scale == 8 && m->attn_scale == 0.25f && m->n_ropes == 2);
+    assert_int_equal(cr_model_info(m)->n_ctx_train, 128);
+    assert_int_equal(cr_model_trainable(m, &err), CR_UNSUPPORTED);
+    assert_non_null(strstr(err.msg, "GELU"));
+    cr_model_close(m);
+    t.extra = capped;
+    refuse(&t, CR_UNSUPPORTED, "gemma3.final_logit_softcapping: want 0, found 30");
+    t = tiny_typed("smollm3", CR_F32);
+    t.n_layers = 8;
+    m = tiny_open(&t, NULL);
+    for (int l = 0; l < 8; l++)
+        assert_int_equal(m->layers[l].rope, l % 4 == 3 ? -1 : 0);
+    assert_int_equal(cr_model_trainable(m, &err), CR_UNSUPPORTED);
+    assert_non_null(strstr(err.msg, "without rotation"));
+    cr_model_close(m);
+    t = tiny_typed("phi3", CR_F32);
+    m = tiny_open(&t, NULL);
+    const struct cr_matrix *lin = m->layers[1].lin;
+    assert_ptr_equal((const char *)lin[CR_LIN_Q].data + 64 * lin->row_bytes, lin[CR_LIN_K].data);
+    assert_ptr_equal((const char *)lin[CR_LIN_K].data + 32 * lin->row_bytes, lin[CR_LIN_V].data);
+    assert_ptr_equal((const char *)lin[CR_LIN_GATE].data + 96 * lin->row_bytes,
+                     lin[CR_LIN_UP].data);
+    assert_int_equal(cr_model_trainable(m, &err), CR_OK);
+    cr_model_close(m);
+    t.window = 16;
+    t.extra = part_of_heads;
+    m = tiny_open(&t, NULL);
+    assert_true(m->rope_dim == 12 && m->layers[2].window == 16);
+    assert_int_equal(cr_model_trainable(m, &err), CR_UNSUPPORTED);
+    cr_model_close(m);
+    t.extra = factors;
+    m = tiny_open(&t, NULL);
+    assert_true(m->n_ctx_train == 40 && m->rope_mscale == 1.25f);
+    assert_true(fabsf(m->rope_freq[7] - powf(10000, -0.875f) / 2) < 1e-9f);
     cr_model_close(m);
 }
 
@@ -437,6 +508,7 @@ int main(void)
         cmocka_unit_test(test_info),
         cmocka_unit_test(test_every_architecture_opens),
         cmocka_unit_test(test_what_is_not_built_is_refused_by_name),
+        cmocka_unit_test(test_plans_of_layers),
         cmocka_unit_test(test_12_numbers),
         cmocka_unit_test(test_12_numbers_that_disagree),
         cmocka_unit_test(test_12_epsilon),

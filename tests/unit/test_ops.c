@@ -122,6 +122,7 @@ static void rope_gradient(void **state)
                          .rope_neox = neox,
                          .rope_freq = freq,
                          .rope_mscale = 1.25f,
+                         .n_ropes = 1,
                          .k = r.k};
         cr_rope_table(&r.m, table, 8, 1);
         cr_rope_table(&r.m, back, 8, -1);

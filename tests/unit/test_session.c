@@ -15,16 +15,17 @@
 
 #define MODEL CR_SOURCE_DIR "/models/crayon-15m-q8_0.gguf"
 
-enum { N_SPECS = 12 };
+enum { N_SPECS = 15 };
 
 /* All types and architectures; head_dim of its own; q, k and v of different types. */
 static struct tiny spec(int i)
 {
     struct tiny t[N_SPECS] = {
-        tiny_typed("llama", CR_F32),  tiny_typed("llama", CR_Q8_0), tiny_typed("qwen2", CR_Q4_0),
-        tiny_typed("qwen3", CR_Q4_1), tiny_typed("llama", CR_F16),  tiny_typed("llama", CR_BF16),
-        tiny_typed("qwen2", CR_F32),  tiny_typed("qwen3", CR_Q8_0), tiny_typed("llama", CR_Q4_K),
-        tiny_typed("qwen3", CR_Q5_K), tiny_typed("qwen2", CR_Q5_0), tiny_typed("llama", CR_Q5_1)};
+        tiny_typed("llama", CR_F32),  tiny_typed("llama", CR_Q8_0),  tiny_typed("qwen2", CR_Q4_0),
+        tiny_typed("qwen3", CR_Q4_1), tiny_typed("llama", CR_F16),   tiny_typed("llama", CR_BF16),
+        tiny_typed("qwen2", CR_F32),  tiny_typed("qwen3", CR_Q8_0),  tiny_typed("llama", CR_Q4_K),
+        tiny_typed("qwen3", CR_Q5_K), tiny_typed("qwen2", CR_Q5_0),  tiny_typed("llama", CR_Q5_1),
+        tiny_typed("gemma3", CR_F16), tiny_typed("smollm3", CR_F32), tiny_typed("phi3", CR_Q8_0)};
     t[1].tied = false;
     t[2].v_type = CR_F16;
     t[3].head_dim = 32;
@@ -40,6 +41,10 @@ static struct tiny spec(int i)
         t[k].n_layers = 2;
     }
     t[10].embd_type = CR_IQ4_NL;
+    t[12].n_layers = 7;
+    t[12].window = 11;
+    t[13].n_layers = 5;
+    t[14].window = 17;
     return t[i];
 }
 

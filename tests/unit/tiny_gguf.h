@@ -33,6 +33,7 @@ struct tiny {
     uint32_t v_type;    /* attn_v, so that q, k and v differ when wanted */
     uint32_t norm_type; /* vectors */
     int n_layers, n_embd, n_heads, n_kv_heads, head_dim, n_ff, n_ctx;
+    int window; /* 0: no key */
     bool tied;
     uint64_t seed;
     float gain;          /* of the weights; 0 for a layer that changes nothing */
@@ -167,6 +168,8 @@ static inline void tiny_keys(struct tiny_writer *tw)
     tiny_int(tw, "attention.head_count", t->n_heads);
     tiny_int(tw, "attention.head_count_kv", t->n_kv_heads);
     tiny_int(tw, "attention.key_length", t->head_dim);
+    if (t->window)
+        tiny_int(tw, "attention.sliding_window", t->window);
     snprintf(key, sizeof key, "%s.attention.layer_norm_rms_epsilon", t->arch);
     if (!t->without || strcmp(key, t->without) != 0)
         cr_gguf_put_f32(tw->w, key, 1e-5f);
@@ -178,16 +181,24 @@ static inline void tiny_layer(struct tiny_writer *tw, int l)
 {
     const struct tiny *t = tw->spec;
     int E = t->n_embd, Q = t->n_heads * t->head_dim, KV = t->n_kv_heads * t->head_dim, F = t->n_ff;
+    const bool gemma = strcmp(t->arch, "gemma3") == 0, phi = strcmp(t->arch, "phi3") == 0;
     const struct {
         const char *name;
         uint32_t type;
         int n_in, n_out;
-    } m[] = {{"attn_q", t->type, E, Q},    {"attn_k", t->type, E, KV},
-             {"attn_v", t->v_type, E, KV}, {"attn_output", t->type, Q, E},
-             {"ffn_gate", t->type, E, F},  {"ffn_up", t->type, E, F},
-             {"ffn_down", t->type, F, E}};
+        bool fused; /* as phi3 has it; else as the others do */
+    } m[] = {{"attn_q", t->type, E, Q, false},
+             {"attn_k", t->type, E, KV, false},
+             {"attn_v", t->v_type, E, KV, false},
+             {"attn_qkv", t->type, E, Q + 2 * KV, true},
+             {"attn_output", t->type, Q, E, phi},
+             {"ffn_gate", t->type, E, F, false},
+             {"ffn_up", t->type, E, phi ? 2 * F : F, phi},
+             {"ffn_down", t->type, F, E, phi}};
     char name[80];
     for (size_t i = 0; i < sizeof m / sizeof *m; i++) {
+        if (m[i].fused != phi)
+            continue;
         snprintf(name, sizeof name, "blk.%d.%s.weight", l, m[i].name);
         /* 1 / sqrt(n_in) keeps the size of the activations */
         float spread = t->gain;
@@ -205,9 +216,14 @@ static inline void tiny_layer(struct tiny_writer *tw, int l)
         tiny_tensor(tw, name, t->norm_type, i ? KV : Q, 1, 0, 0.5f);
     }
     const char *const norm[] = {"attn_q_norm.weight", "attn_k_norm.weight"};
-    for (int i = 0; i < 2 && strcmp(t->arch, "qwen3") == 0; i++) {
+    for (int i = 0; i < 2 && (gemma || strcmp(t->arch, "qwen3") == 0); i++) {
         snprintf(name, sizeof name, "blk.%d.%s", l, norm[i]);
         tiny_tensor(tw, name, t->norm_type, t->head_dim, 1, 1, 0.1f);
+    }
+    const char *const post[] = {"post_attention_norm.weight", "post_ffw_norm.weight"};
+    for (int i = 0; i < 2 && gemma; i++) {
+        snprintf(name, sizeof name, "blk.%d.%s", l, post[i]);
+        tiny_tensor(tw, name, t->norm_type, E, 1, 3, 0.1f);
     }
 }
 

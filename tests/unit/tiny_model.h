@@ -73,6 +73,9 @@ static struct tiny *tiny_new(enum cr_arch arch, uint32_t type)
     m->rope_neox = arch != CR_ARCH_LLAMA;
     m->norm_eps = 1e-5f;
     m->rope_mscale = 1;
+    m->n_ropes = 1;
+    m->embd_scale = 1;
+    m->attn_scale = 1 / sqrtf(TINY_DIM);
     m->rope_freq = t->freq;
     for (int i = 0; i < TINY_DIM / 2; i++)
         t->freq[i] = powf(10000, -(float)i / (TINY_DIM / 2));
