@@ -29,7 +29,10 @@ static void bf16_rows(uint16_t *a, const float *x, size_t ldx, size_t rows, size
 
 /* ---- VDPBF16PS ---- */
 
-enum { SIDE = 12 };
+enum {
+    SIDE = 12,
+    IN_L2 = 128 * 1024 /* numbers */
+};
 
 /* R rows by 2 panels; the second may be beyond the end (p1 NULL). mask: columns to store of each.
  */
@@ -69,14 +72,20 @@ static void matmul_dot(float *y, size_t ldy, const uint16_t *a, const uint16_t *
                        size_t n, size_t k)
 {
     size_t depth = cr_bf16_depth(k), panel = TV * depth;
-    for (size_t o = 0; o < n; o += 2 * TV) {
-        const uint16_t *p0 = panels + o / TV * panel, *p1 = o + TV < n ? p0 + panel : p0;
-        __mmask16 mask0 = columns(n, o), mask1 = columns(n, o + TV);
-        size_t t = 0;
-        for (; t + SIDE <= rows; t += SIDE)
-            dot_block(SIDE, y + t * ldy + o, ldy, a + t * depth, depth, p0, p1, mask0, mask1);
-        for (; t < rows; t++)
-            dot_block(1, y + t * ldy + o, ldy, a + t * depth, depth, p0, p1, mask0, mask1);
+    size_t high = IN_L2 / depth / SIDE * SIDE + SIDE; /* rows of a that stay there */
+    for (size_t top = 0; top < rows; top += high) {
+        size_t end = rows - top < high ? rows : top + high;
+        for (size_t o = 0; o < n; o += 2 * TV) {
+            const uint16_t *p0 = panels + o / TV * panel, *p1 = o + TV < n ? p0 + panel : p0;
+            __mmask16 mask0 = columns(n, o), mask1 = columns(n, o + TV);
+            size_t t = top;
+            for (; t + SIDE <= end; t += SIDE)
+                dot_block(SIDE, y + t * ldy + o, ldy, a + t * depth, depth, p0, p1, mask0, mask1);
+            for (; t + 4 <= end; t += 4)
+                dot_block(4, y + t * ldy + o, ldy, a + t * depth, depth, p0, p1, mask0, mask1);
+            for (; t < end; t++)
+                dot_block(1, y + t * ldy + o, ldy, a + t * depth, depth, p0, p1, mask0, mask1);
+        }
     }
 }
 

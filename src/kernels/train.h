@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The arithmetic of training that BLAS does not do well: products with a thin matrix (a low-rank
+ * The arithmetic of training: dense products in float32, products with a thin matrix (a low-rank
  * factor), the gradients of element-wise functions, and products with frozen weights in bfloat16.
  * One table per level as in kernels.h; the plain one is the same source at the compiler's base
  * level. All matrices are row-major float32 unless said otherwise; ld* is the distance of rows.
@@ -12,8 +12,24 @@
 
 #include "kernels/kernels.h"
 
+typedef void cr_gemm_fn(size_t m, size_t n, size_t k, float alpha, const float *a, size_t lda,
+                        const float *b, size_t ldb, bool add, float *c, size_t ldc);
+
 struct cr_train_kernels {
     const char *name;
+    /* C[m, n] = or (add) += alpha A B. nn: A [m, k], B [k, n]; nt: B [n, k]; tn: A [k, m]. */
+    cr_gemm_fn *gemm_nn, *gemm_nt, *gemm_tn;
+    /* The same for a B that is packed once and used more often: panels of panel_width columns, each
+     * [depth, panel_width]. pack_rows: from b [n, k]; pack_columns: from b [k, n]; k rows of each
+     * panel are written, n is filled up with zeros. gemm_packed reads the first k rows; A's
+     * numbers are rs apart down and cs along. */
+    size_t panel_width;
+    void (*pack_rows)(float *panels, size_t depth, const float *b, size_t ldb, size_t n, size_t k);
+    void (*pack_columns)(float *panels, size_t depth, const float *b, size_t ldb, size_t n,
+                         size_t k);
+    void (*gemm_packed)(float *c, size_t ldc, const float *a, size_t rs, size_t cs,
+                        const float *panels, size_t depth, size_t m, size_t n, size_t k,
+                        float alpha, bool add);
     /* y[t, o] += sum_j u[t, j] b[j, o]    u [rows, r], b [r, n], y [rows, n] */
     void (*thin_out)(float *y, size_t ldy, const float *u, size_t ldu, const float *b, size_t ldb,
                      size_t rows, size_t r, size_t n);
@@ -40,6 +56,12 @@ struct cr_train_kernels {
     void (*bf16_matmul)(float *y, size_t ldy, const uint16_t *a, const uint16_t *panels,
                         size_t rows, size_t n, size_t k);
 };
+
+/* Floats of the panels of a B with n columns. */
+static inline size_t cr_panels_floats(const struct cr_train_kernels *k, size_t n, size_t depth)
+{
+    return (n + k->panel_width - 1) / k->panel_width * k->panel_width * depth;
+}
 
 /* The table for a level of the main kernels that this machine has. bf16 products come with the AMX
  * level, and with the AVX-512 level on AMD CPUs that have AVX512_BF16. The table is static. */

@@ -1,68 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Bodies of the kernels of train.h, on the compiler's own vectors, as wide as the level has them.
+ * Bodies of the kernels of train.h, on the vectors of train_vector.h.
  * Included once per level, each built with its own flags.
  */
 #ifndef CR_TRAIN_BODY_H
 #define CR_TRAIN_BODY_H
 
-#include "kernels/levels.h"
 #include "kernels/train.h"
+#include "kernels/train_gemm.h"
 
 #include <math.h>
-#include <string.h>
 
-#if defined(__AVX512F__)
-enum { TV = 16 }; /* floats in a vector */
-#elif defined(__AVX__)
-enum { TV = 8 };
+enum {
+    THIN = 8, /* rows of a thin factor at a time */
+#if defined(__AVX512F__) || defined(__aarch64__)
+    THIN_ROWS = 3 /* rows of the wide matrix in thin_in: 24 sums of 32 registers */
 #else
-enum { TV = 4 };
+    THIN_ROWS = 1
 #endif
-enum { THIN = 8 }; /* rows of a thin factor at a time */
-typedef float tv __attribute__((vector_size(4 * TV)));
-typedef float tv_any __attribute__((vector_size(4 * TV), aligned(4), may_alias)); /* in memory */
-typedef int32_t tvi __attribute__((vector_size(4 * TV)));
-
-INLINE tv tv_load(const float *p)
-{
-    return *(const tv_any *)p;
-}
-
-INLINE void tv_store(float *p, tv v)
-{
-    *(tv_any *)p = v;
-}
-
-INLINE tv tv_set(float x)
-{
-    return (tv){0} + x;
-}
-
-/* The first n < TV floats, zeros beyond. */
-INLINE tv tv_load_part(const float *p, size_t n)
-{
-    float buf[TV] = {0};
-    memcpy(buf, p, n * sizeof *p);
-    return tv_load(buf);
-}
-
-INLINE void tv_store_part(float *p, tv v, size_t n)
-{
-    float buf[TV];
-    tv_store(buf, v);
-    memcpy(p, buf, n * sizeof *p);
-}
-
-INLINE float tv_sum(tv v)
-{
-    float x[TV];
-    tv_store(x, v);
-    for (int width = TV / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; i++)
-            x[i] += x[i + width];
-    return x[0];
-}
+};
 
 /* R rows of b against one row of u: y += u b. */
 INLINE void thin_out_block(size_t R, float *y, size_t ldy, const float *u, size_t ldu,
@@ -98,43 +54,58 @@ static void thin_out(float *y, size_t ldy, const float *u, size_t ldu, const flo
     }
 }
 
-INLINE void thin_in_block(size_t R, float *u, const float *y, const float *b, size_t ldb, size_t n)
+/* S rows of y against R rows of b. */
+INLINE void thin_in_block(size_t S, size_t R, float *u, size_t ldu, const float *y, size_t ldy,
+                          const float *b, size_t ldb, size_t n)
 {
-    tv sum[THIN];
-    size_t o = 0;
-    UNROLL for (size_t j = 0; j < R; j++)
+    tv sum[THIN_ROWS][THIN];
+    UNROLL for (size_t t = 0; t < S; t++)
     {
-        sum[j] = (tv){0};
-    }
-    for (; o + TV <= n; o += TV) {
-        tv x = tv_load(y + o);
         UNROLL for (size_t j = 0; j < R; j++)
         {
-            sum[j] += x * tv_load(b + j * ldb + o);
+            sum[t][j] = (tv){0};
         }
     }
-    if (o < n) {
-        tv x = tv_load_part(y + o, n - o);
+    for (size_t o = 0; o < n; o += TV) {
+        size_t part = n - o < TV ? n - o : 0;
+        tv x[THIN_ROWS];
+        UNROLL for (size_t t = 0; t < S; t++)
+        {
+            x[t] = part ? tv_load_part(y + t * ldy + o, part) : tv_load(y + t * ldy + o);
+        }
         UNROLL for (size_t j = 0; j < R; j++)
         {
-            sum[j] += x * tv_load_part(b + j * ldb + o, n - o);
+            const float *from = b + j * ldb + o;
+            tv w = part ? tv_load_part(from, part) : tv_load(from);
+            UNROLL for (size_t t = 0; t < S; t++)
+            {
+                sum[t][j] += x[t] * w;
+            }
         }
     }
-    UNROLL for (size_t j = 0; j < R; j++)
+    UNROLL for (size_t t = 0; t < S; t++)
     {
-        u[j] = tv_sum(sum[j]);
+        UNROLL for (size_t j = 0; j < R; j++)
+        {
+            u[t * ldu + j] = tv_sum(sum[t][j]);
+        }
     }
 }
 
 static void thin_in(float *u, size_t ldu, const float *y, size_t ldy, const float *b, size_t ldb,
                     size_t rows, size_t r, size_t n)
 {
-    for (size_t t = 0; t < rows; t++) {
-        size_t j = 0;
-        for (; j + THIN <= r; j += THIN)
-            thin_in_block(THIN, u + t * ldu + j, y + t * ldy, b + j * ldb, ldb, n);
-        for (; j < r; j++)
-            thin_in_block(1, u + t * ldu + j, y + t * ldy, b + j * ldb, ldb, n);
+    for (size_t j = 0; j < r;) {
+        size_t t = 0, width = r - j >= THIN ? THIN : 1;
+        for (; width == THIN && t + THIN_ROWS <= rows; t += THIN_ROWS)
+            thin_in_block(THIN_ROWS, THIN, u + t * ldu + j, ldu, y + t * ldy, ldy, b + j * ldb, ldb,
+                          n);
+        for (; t < rows; t++)
+            if (width == THIN)
+                thin_in_block(1, THIN, u + t * ldu + j, ldu, y + t * ldy, ldy, b + j * ldb, ldb, n);
+            else
+                thin_in_block(1, 1, u + t * ldu + j, ldu, y + t * ldy, ldy, b + j * ldb, ldb, n);
+        j += width;
     }
 }
 
@@ -261,6 +232,7 @@ static void softmax_back(float *ds, const float *p, float sum, float scale, size
 
 #define TRAIN_KERNELS(level)                                                                       \
     .name = (level), .thin_out = thin_out, .thin_in = thin_in, .thin_outer = thin_outer,           \
-    .silu_mul_back = silu_mul_back, .rmsnorm_back = rmsnorm_back, .softmax_back = softmax_back
+    .silu_mul_back = silu_mul_back, .rmsnorm_back = rmsnorm_back, .softmax_back = softmax_back,    \
+    GEMM_KERNELS
 
 #endif

@@ -13,8 +13,8 @@
 #include <string.h>
 
 enum {
-    LOGIT_ROWS = 64,   /* answers whose logits are held at a time */
-    VOCAB_BLOCK = 2048 /* rows of the output matrix dequantised at a time */
+    LOGIT_ROWS = 64,  /* answers whose logits are held at a time */
+    VOCAB_BLOCK = 256 /* rows of the output matrix dequantised at a time */
 };
 
 struct kept {   /* of one layer, for the way back */
@@ -148,7 +148,8 @@ static void carve_pass(struct cr_pass *s, const struct cr_frozen *f,
     s->q = carve(c, t * (size_t)m->q_dim);
     s->k = carve(c, t * (size_t)m->kv_dim);
     s->logits = carve(c, LOGIT_ROWS * (size_t)m->n_vocab);
-    s->attention = carve(c, most(cr_attention_scratch(shape->longest), (size_t)m->head_dim));
+    s->attention = carve(
+        c, most(cr_attention_scratch(p->k, m->head_dim, shape->longest), (size_t)m->head_dim));
     s->low = carve(c, cr_lowrank_scratch(p, t, shape->n_groups));
 }
 
@@ -571,11 +572,11 @@ static double loss_and_dx(cr_pass *s, const struct cr_micro *b)
                     m->k->dequantize[w->type](
                         s->w + r * e, (const char *)w->data + (first + r) * w->row_bytes, e);
                 if (!back)
-                    cr_gemm_nt(rows, n, e, 1.0f, s->in + at * e, e, s->w, e, 0.0f,
-                               s->logits + first, v);
+                    s->p->k->gemm_nt(rows, n, e, 1, s->in + at * e, e, s->w, e, false,
+                                     s->logits + first, v);
                 else
-                    cr_gemm_nn(rows, e, n, 1.0f, s->logits + first, v, s->w, e,
-                               first > 0 ? 1.0f : 0.0f, s->wide + at * e, e);
+                    s->p->k->gemm_nn(rows, e, n, 1, s->logits + first, v, s->w, e, first > 0,
+                                     s->wide + at * e, e);
             }
         }
     }

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Products with the frozen weights: dequantised at each use for BLAS, or packed once in bfloat16.
- */
+/* Products with the frozen weights: dequantised at each use, or packed once in bfloat16. */
 #include "tune/frozen.h"
 
 #include "base/mem.h"
@@ -130,59 +129,82 @@ void cr_frozen_refresh(struct cr_frozen *f, const float *params)
 
 /* ---- products ---- */
 
+/* float32: a piece of the matrix is dequantised and packed when it is used. */
+enum {
+    PIECE = 128 /* rows of W_ext: their panels stay in the L2 cache */
+};
+
 size_t cr_frozen_scratch(const struct cr_frozen *f, size_t n_tokens)
 {
     size_t most = 0;
     for (int s = 0; s < CR_STAGE_COUNT; s++) {
         const struct cr_stage_shape *st = &f->p->stage[s];
         size_t depth = cr_bf16_depth(st->ld > st->n_in ? st->ld : st->n_in);
-        size_t n = f->bf16 ? (n_tokens + MARGIN) * depth / 2 : st->ld * st->n_in;
+        size_t width = (st->n_in + f->p->k->panel_width) * PIECE; /* of a piece, either way round */
+        size_t n = f->bf16 ? (n_tokens + MARGIN) * depth / 2 : width + st->n_in * PIECE;
         most = n > most ? n : most;
     }
     return most;
 }
 
-/* W_ext in float32. */
+/* Rows [from, from + n) of W_ext in float32. */
 static void unpack(const struct cr_frozen *f, const float *params, int layer, enum cr_stage stage,
-                   float *to)
+                   size_t from, size_t n, float *to)
 {
     const struct cr_stage_shape *st = &f->p->stage[stage];
-    for (int i = 0; i < st->n_lins; i++) {
-        const struct cr_matrix *w = cr_model_linear(f->m, layer, st->lin[i]);
-        for (size_t r = 0; r < st->lin_out[i]; r++, to += st->n_in)
-            dequantise_row(f->m, w, r, to);
+    for (size_t row = from; row < from + n; row++, to += st->n_in) {
+        int i = 0;
+        while (i < st->n_lins && row >= st->out_at[i] + st->lin_out[i])
+            i++;
+        if (i < st->n_lins)
+            dequantise_row(f->m, cr_model_linear(f->m, layer, st->lin[i]), row - st->out_at[i], to);
+        else
+            memcpy(to, params + cr_lowrank_a(f->p, layer, stage) + (row - st->n_out) * st->n_in,
+                   st->n_in * sizeof *to);
     }
-    memcpy(to, params + cr_lowrank_a(f->p, layer, stage), st->n_u * st->n_in * sizeof *to);
 }
 
 void cr_frozen_forward(const struct cr_frozen *f, const float *params, int layer,
                        enum cr_stage stage, const float *x, size_t rows, float *y, float *scratch)
 {
     const struct cr_stage_shape *st = &f->p->stage[stage];
+    const struct cr_train_kernels *k = f->p->k;
     if (f->bf16) {
         uint16_t *a = (void *)scratch;
-        f->p->k->bf16_rows(a, x, st->n_in, rows, st->n_in);
-        f->p->k->bf16_matmul(y, st->ld, a,
-                             f->panels + (size_t)layer * f->layer_size + f->forward_at[stage], rows,
-                             st->ld, st->n_in);
+        k->bf16_rows(a, x, st->n_in, rows, st->n_in);
+        k->bf16_matmul(y, st->ld, a,
+                       f->panels + (size_t)layer * f->layer_size + f->forward_at[stage], rows,
+                       st->ld, st->n_in);
         return;
     }
-    unpack(f, params, layer, stage, scratch);
-    cr_gemm_nt(rows, st->ld, st->n_in, 1.0f, x, st->n_in, scratch, st->n_in, 0.0f, y, st->ld);
+    float *panels = scratch + PIECE * st->n_in;
+    for (size_t o = 0, n; o < st->ld; o += n) {
+        n = st->ld - o < PIECE ? st->ld - o : PIECE;
+        unpack(f, params, layer, stage, o, n, scratch);
+        k->pack_rows(panels, st->n_in, scratch, st->n_in, n, st->n_in);
+        k->gemm_packed(y + o, st->ld, x, st->n_in, 1, panels, st->n_in, rows, n, st->n_in, 1,
+                       false);
+    }
 }
 
 void cr_frozen_back(const struct cr_frozen *f, const float *params, int layer, enum cr_stage stage,
                     const float *dy, size_t rows, float *dx, float *scratch)
 {
     const struct cr_stage_shape *st = &f->p->stage[stage];
+    const struct cr_train_kernels *k = f->p->k;
     if (f->bf16) {
         uint16_t *a = (void *)scratch;
-        f->p->k->bf16_rows(a, dy, st->ld, rows, st->ld);
-        f->p->k->bf16_matmul(dx, st->n_in, a,
-                             f->panels + (size_t)layer * f->layer_size + f->back_at[stage], rows,
-                             st->n_in, st->ld);
+        k->bf16_rows(a, dy, st->ld, rows, st->ld);
+        k->bf16_matmul(dx, st->n_in, a,
+                       f->panels + (size_t)layer * f->layer_size + f->back_at[stage], rows,
+                       st->n_in, st->ld);
         return;
     }
-    unpack(f, params, layer, stage, scratch);
-    cr_gemm_nn(rows, st->n_in, st->ld, 1.0f, dy, st->ld, scratch, st->n_in, 0.0f, dx, st->n_in);
+    float *panels = scratch + PIECE * st->n_in;
+    for (size_t o = 0, n; o < st->ld; o += n) {
+        n = st->ld - o < PIECE ? st->ld - o : PIECE;
+        unpack(f, params, layer, stage, o, n, scratch);
+        k->pack_columns(panels, n, scratch, st->n_in, st->n_in, n);
+        k->gemm_packed(dx, st->n_in, dy + o, st->ld, 1, panels, n, rows, st->n_in, n, 1, o > 0);
+    }
 }

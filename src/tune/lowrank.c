@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Both forms of a pool as matrix products: thin ones by the kernels of train.h, which beat BLAS
- * several times there, wider ones by BLAS. The scratch of a stage: B_eff or scaled u of one linear
+ * Both forms of a pool as matrix products: thin ones by kernels of their own, which read each
+ * matrix once. The scratch of a stage: B_eff or scaled u of one linear
  * first, then dB of each linear, then dA; _back fills it, _add empties it into the gradients. So
  * all that is costly happens before the workers have to queue for the common gradients.
  */
@@ -138,7 +138,7 @@ static void out(const struct cr_lowrank *p, float *y, size_t ldy, const float *u
     if (r <= THIN)
         p->k->thin_out(y, ldy, u, ldu, b, n, rows, r, n);
     else
-        cr_gemm_nn(rows, n, r, 1.0f, u, ldu, b, n, 1.0f, y, ldy);
+        p->k->gemm_nn(rows, n, r, 1, u, ldu, b, n, true, y, ldy);
 }
 
 /* u [rows, r] = y [rows, n] b^T */
@@ -148,7 +148,7 @@ static void in(const struct cr_lowrank *p, float *u, size_t ldu, const float *y,
     if (r <= THIN)
         p->k->thin_in(u, ldu, y, ldy, b, n, rows, r, n);
     else
-        cr_gemm_nt(rows, r, n, 1.0f, y, ldy, b, n, 0.0f, u, ldu);
+        p->k->gemm_nt(rows, r, n, 1, y, ldy, b, n, false, u, ldu);
 }
 
 /* c [r, n] = u^T y */
@@ -158,14 +158,14 @@ static void outer(const struct cr_lowrank *p, float *c, const float *u, size_t l
     if (r <= THIN)
         p->k->thin_outer(c, n, u, ldu, y, ldy, rows, r, n);
     else
-        cr_gemm_tn(r, n, rows, 1.0f, u, ldu, y, ldy, 0.0f, c, n);
+        p->k->gemm_tn(r, n, rows, 1, u, ldu, y, ldy, false, c, n);
 }
 
 /* B_eff^T [groups, r, n_out] = s a B^T. */
 static const float *mixed_b(const struct cr_lowrank *p, const struct cr_groups *g, const float *b,
                             size_t size, float *to)
 {
-    cr_gemm_nn(g->n, size, (size_t)p->n, p->scale, g->a, (size_t)p->n, b, size, 0.0f, to, size);
+    p->k->gemm_nn(g->n, size, (size_t)p->n, p->scale, g->a, (size_t)p->n, b, size, false, to, size);
     return to;
 }
 
@@ -222,7 +222,7 @@ static void back_shared(const struct cr_lowrank *p, const struct cr_stage_shape 
         outer(p, db + k * size, u + at * ldu, ldu, dy, st->ld, rows, r, n_out);
     }
     if (p->learn_weights)
-        cr_gemm_nt(g->n, n, size, p->scale, db, size, b, size, 1.0f, da, n);
+        p->k->gemm_nt(g->n, n, size, p->scale, db, size, b, size, true, da, n);
 }
 
 /* With v = s a u: dv = dy B, dB^T = v^T dy, da_n += s <dv_n, u_n>, du = s a dv. */
@@ -290,8 +290,8 @@ void cr_lowrank_add(const struct cr_lowrank *p, int layer, enum cr_stage stage,
         if (!st->target[i])
             continue;
         if (p->form == CR_POOL_SHARED) { /* dB_n += s sum_groups a_n dB_eff */
-            cr_gemm_tn((size_t)p->n, size, g->n, p->scale, g->a, (size_t)p->n, db, size, 1.0f, to,
-                       size);
+            p->k->gemm_tn((size_t)p->n, size, g->n, p->scale, g->a, (size_t)p->n, db, size, true,
+                          to, size);
             continue;
         }
         for (size_t k = 0; k < size; k++)

@@ -6,40 +6,10 @@
  */
 #include "tune/ops.h"
 
-#include <cblas.h>
 #include <math.h>
 #include <string.h>
 
-enum { Q_BLOCK = 64 }; /* query rows at a time: a block of scores stays in the L2 cache */
-
-void cr_gemm_single_thread(void)
-{
-    openblas_set_num_threads(1);
-}
-
-void cr_gemm_nn(size_t m, size_t n, size_t k, float alpha, const float *a, size_t lda,
-                const float *b, size_t ldb, float beta, float *c, size_t ldc)
-{
-    if (m && n)
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (blasint)m, (blasint)n, (blasint)k,
-                    alpha, a, (blasint)lda, b, (blasint)ldb, beta, c, (blasint)ldc);
-}
-
-void cr_gemm_nt(size_t m, size_t n, size_t k, float alpha, const float *a, size_t lda,
-                const float *b, size_t ldb, float beta, float *c, size_t ldc)
-{
-    if (m && n)
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (blasint)m, (blasint)n, (blasint)k,
-                    alpha, a, (blasint)lda, b, (blasint)ldb, beta, c, (blasint)ldc);
-}
-
-void cr_gemm_tn(size_t m, size_t n, size_t k, float alpha, const float *a, size_t lda,
-                const float *b, size_t ldb, float beta, float *c, size_t ldc)
-{
-    if (m && n)
-        cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (blasint)m, (blasint)n, (blasint)k,
-                    alpha, a, (blasint)lda, b, (blasint)ldb, beta, c, (blasint)ldc);
-}
+enum { Q_BLOCK = 60 }; /* query rows at a time: a block of scores stays in the L2 cache */
 
 void cr_rope_row(const cr_model *m, float *x, int n_heads, const float *cs)
 {
@@ -81,18 +51,45 @@ float cr_cross_entropy(const struct cr_kernels *k, float *logits, size_t n, int3
 
 /* ---- attention ---- */
 
-size_t cr_attention_scratch(size_t n_kv)
+/* The keys and values of one kv head as panels: k_t for q k^T, v for p v; for the way back v_t for
+ * dO v^T and k for dS k. */
+struct panels {
+    float *k_t, *v, *v_t, *k;
+};
+
+size_t cr_attention_scratch(const struct cr_train_kernels *k, int head_dim, size_t n_kv)
 {
-    return 2 * Q_BLOCK * n_kv;
+    size_t d = (size_t)head_dim;
+    return 2 * (Q_BLOCK * n_kv + cr_panels_floats(k, n_kv, d) + cr_panels_floats(k, d, n_kv));
+}
+
+/* Packs kv head g; returns the scratch that is left. */
+static float *pack(const struct cr_attention *a, int g, bool back, struct panels *to,
+                   float *scratch)
+{
+    const struct cr_train_kernels *k = a->train;
+    size_t d = (size_t)a->head_dim, n = a->n_kv, at = (size_t)g * d;
+    to->k_t = scratch;
+    to->v = to->k_t + cr_panels_floats(k, n, d);
+    to->v_t = to->v + cr_panels_floats(k, d, n);
+    to->k = to->v_t + (back ? cr_panels_floats(k, n, d) : 0);
+    k->pack_rows(to->k_t, d, a->k + at, a->ldk, n, d);
+    if (!back) {
+        k->pack_columns(to->v, n, a->v + at, a->ldv, d, n);
+        return to->v_t;
+    }
+    k->pack_rows(to->v_t, d, a->v + at, a->ldv, n, d);
+    k->pack_columns(to->k, n, a->k + at, a->ldk, d, n);
+    return to->k + cr_panels_floats(k, d, n);
 }
 
 /* p [rows, n_kv] = causal softmax of q k^T / sqrt(D) for the query rows from `begin`, head h. */
-static void probabilities(const struct cr_attention *a, float *p, size_t begin, size_t rows,
-                          size_t n_kv, int h)
+static void probabilities(const struct cr_attention *a, const struct panels *panels, float *p,
+                          size_t begin, size_t rows, size_t n_kv, int h)
 {
-    size_t d = (size_t)a->head_dim, kv = (size_t)(h / (a->n_heads / a->n_kv_heads));
-    cr_gemm_nt(rows, n_kv, d, 1.0f / sqrtf((float)d), a->q + begin * a->ldq + (size_t)h * d, a->ldq,
-               a->k + kv * d, a->ldk, 0.0f, p, n_kv);
+    size_t d = (size_t)a->head_dim;
+    a->train->gemm_packed(p, n_kv, a->q + begin * a->ldq + (size_t)h * d, a->ldq, 1, panels->k_t, d,
+                          rows, n_kv, d, 1.0f / sqrtf((float)d), false);
     for (size_t i = 0; i < rows; i++) {
         size_t seen = (size_t)a->limit[begin + i];
         a->kernels->softmax(p + i * n_kv, seen);
@@ -103,14 +100,18 @@ static void probabilities(const struct cr_attention *a, float *p, size_t begin, 
 void cr_attention_forward(const struct cr_attention *a, float *o, size_t ldo, float *scratch)
 {
     size_t d = (size_t)a->head_dim;
+    int shared = a->n_heads / a->n_kv_heads;
+    struct panels panels;
+    float *p = NULL;
     for (int h = 0; h < a->n_heads; h++) {
-        size_t kv = (size_t)(h / (a->n_heads / a->n_kv_heads));
+        if (h % shared == 0)
+            p = pack(a, h / shared, false, &panels, scratch);
         for (size_t begin = 0; begin < a->n_q; begin += Q_BLOCK) {
             size_t rows = a->n_q - begin < Q_BLOCK ? a->n_q - begin : Q_BLOCK;
             size_t n_kv = (size_t)a->limit[begin + rows - 1];
-            probabilities(a, scratch, begin, rows, n_kv, h);
-            cr_gemm_nn(rows, d, n_kv, 1.0f, scratch, n_kv, a->v + kv * d, a->ldv, 0.0f,
-                       o + begin * ldo + (size_t)h * d, ldo);
+            probabilities(a, &panels, p, begin, rows, n_kv, h);
+            a->train->gemm_packed(o + begin * ldo + (size_t)h * d, ldo, p, n_kv, 1, panels.v,
+                                  a->n_kv, rows, d, n_kv, 1, false);
         }
     }
 }
@@ -120,25 +121,30 @@ void cr_attention_back(const struct cr_attention *a, const float *o, const float
                        float *dq, size_t lddq, float *dk, size_t lddk, float *dv, size_t lddv,
                        float *scratch)
 {
+    const struct cr_train_kernels *k = a->train;
     size_t d = (size_t)a->head_dim;
-    float scale = 1.0f / sqrtf((float)d);
+    float scale = 1.0f / sqrtf((float)d), *p = NULL;
+    int shared = a->n_heads / a->n_kv_heads;
+    struct panels panels;
     for (int h = 0; h < a->n_heads; h++) {
-        size_t at = (size_t)h * d, kv_at = (size_t)(h / (a->n_heads / a->n_kv_heads)) * d;
+        size_t at = (size_t)h * d, kv_at = (size_t)(h / shared) * d;
+        if (h % shared == 0)
+            p = pack(a, h / shared, true, &panels, scratch);
         for (size_t begin = 0; begin < a->n_q; begin += Q_BLOCK) {
             size_t rows = a->n_q - begin < Q_BLOCK ? a->n_q - begin : Q_BLOCK;
             size_t n_kv = (size_t)a->limit[begin + rows - 1];
             const float *q = a->q + begin * a->ldq + at, *out = d_o + begin * ldo + at;
-            float *p = scratch, *dp = scratch + rows * n_kv;
-            probabilities(a, p, begin, rows, n_kv, h);
-            cr_gemm_tn(n_kv, d, rows, 1.0f, p, n_kv, out, ldo, 1.0f, dv + kv_at, lddv);
-            cr_gemm_nt(rows, n_kv, d, 1.0f, out, ldo, a->v + kv_at, a->ldv, 0.0f, dp, n_kv);
+            float *dp = p + rows * n_kv;
+            probabilities(a, &panels, p, begin, rows, n_kv, h);
+            k->gemm_tn(n_kv, d, rows, 1, p, n_kv, out, ldo, true, dv + kv_at, lddv);
+            k->gemm_packed(dp, n_kv, out, ldo, 1, panels.v_t, d, rows, n_kv, d, 1, false);
             for (size_t i = 0; i < rows; i++) {
                 float sum = a->kernels->dot(out + i * ldo, o + (begin + i) * ldo + at, d);
-                a->train->softmax_back(dp + i * n_kv, p + i * n_kv, sum, scale, n_kv);
+                k->softmax_back(dp + i * n_kv, p + i * n_kv, sum, scale, n_kv);
             }
-            cr_gemm_nn(rows, d, n_kv, 1.0f, dp, n_kv, a->k + kv_at, a->ldk, 0.0f,
-                       dq + begin * lddq + at, lddq);
-            cr_gemm_tn(n_kv, d, rows, 1.0f, dp, n_kv, q, a->ldq, 1.0f, dk + kv_at, lddk);
+            k->gemm_packed(dq + begin * lddq + at, lddq, dp, n_kv, 1, panels.k, a->n_kv, rows, d,
+                           n_kv, 1, false);
+            k->gemm_tn(n_kv, d, rows, 1, dp, n_kv, q, a->ldq, true, dk + kv_at, lddk);
         }
     }
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The operations of a transformer layer with their gradients, on rows of float32, beyond what the
- * kernel tables have (norm, softmax, SiLU, rotation). Matrix products are BLAS calls.
+ * kernel tables have (norm, softmax, SiLU, rotation, matrix products).
  * Each runs on the calling thread and writes no more than the rows it is given.
  *
  * Legend: ld* floats from one row to the next; d + name is the gradient of the loss by name.
@@ -11,16 +11,6 @@
 
 #include "kernels/train.h"
 #include "model/model.h"
-
-/* C[m, n] = alpha * op(A) op(B) + beta * C, row-major; op is ^T where the letter is T. */
-void cr_gemm_nn(size_t m, size_t n, size_t k, float alpha, const float *a, size_t lda,
-                const float *b, size_t ldb, float beta, float *c, size_t ldc); /* A[m,k] B[k,n] */
-void cr_gemm_nt(size_t m, size_t n, size_t k, float alpha, const float *a, size_t lda,
-                const float *b, size_t ldb, float beta, float *c, size_t ldc); /* A[m,k] B[n,k] */
-void cr_gemm_tn(size_t m, size_t n, size_t k, float alpha, const float *a, size_t lda,
-                const float *b, size_t ldb, float beta, float *c, size_t ldc); /* A[k,m] B[k,n] */
-/* From now on BLAS calls of this process run on the thread that makes them. */
-void cr_gemm_single_thread(void);
 
 /* Rotates n_heads heads of a row; cs [head_dim] holds (cos, sin) pairs of its position. The
  * gradient is the same call with a table whose sines are negated. */
@@ -45,7 +35,7 @@ struct cr_attention {
     const int32_t *limit; /* [n_q] */
 };
 /* Floats of scratch that sequences of n_kv keys need. */
-size_t cr_attention_scratch(size_t n_kv);
+size_t cr_attention_scratch(const struct cr_train_kernels *k, int head_dim, size_t n_kv);
 void cr_attention_forward(const struct cr_attention *a, float *o, size_t ldo, float *scratch);
 /* dq is written, dk and dv (leading dimensions ldk, ldv of their own) are added to. o is the result
  * of the forward pass, d_o its gradient, both ldo apart. */

@@ -624,7 +624,6 @@ enum cr_status cr_trainer_run(cr_trainer *t, struct cr_train_report *report, str
     cr_pool *pool = NULL;
     report = report ? report : &none;
     memset(report, 0, sizeof *report);
-    cr_gemm_single_thread();
     enum cr_status status = make_passes(t, err);
     if (!status)
         status = train(t, report, err);

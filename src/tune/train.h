@@ -11,7 +11,7 @@
  * Loss: the mean over the examples of a step of the mean NLL of the answer's tokens; the prompt is
  * cr_example_prompt, the answer " " + text + "\n". AdamW, linear warm-up, cosine down.
  *
- * The result depends on the options, the data and the machine's BLAS, never on the thread count:
+ * The result depends on the options, the data and the CPU level, never on the thread count:
  * a step is cut into micro-batches that do not know of threads, each runs on one worker, and their
  * gradients are added in the order of the micro-batches.
  *

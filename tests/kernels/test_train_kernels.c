@@ -125,6 +125,64 @@ static void thin_products(void **state)
                     thin_case(levels[l], rows[a], ranks[b], ns[c]);
 }
 
+/* C = 2 A B or C += 2 A B: the three orders, and B packed beforehand in two pieces. */
+static void gemm_case(const struct cr_train_kernels *k, size_t m, size_t n, size_t depth, bool add)
+{
+    size_t lda = depth + 3, ldt = m + 1, ldb = n + 2, ldw = depth + 1, ldc = n + 5;
+    size_t part = depth / 2, w = k->panel_width;
+    float *a = integers(m * lda, 1), *b = integers(depth * ldb + ldb, 2);
+    float *at = cr_alloc0(depth * ldt + ldt, sizeof *at);
+    float *bt = cr_alloc0(n * ldw, sizeof *bt), *want = cr_alloc(m * n, sizeof *want);
+    float *got = cr_alloc(m * ldc, sizeof *got);
+    float *panels[2];
+    for (int i = 0; i < 2; i++)
+        panels[i] = cr_alloc(cr_panels_floats(k, n, depth + 1), sizeof *panels[i]);
+    for (size_t i = 0; i < depth; i++) {
+        for (size_t t = 0; t < m; t++)
+            at[i * ldt + t] = a[t * lda + i];
+        for (size_t o = 0; o < n; o++)
+            bt[o * ldw + i] = b[i * ldb + o];
+    }
+    for (size_t t = 0; t < m; t++)
+        for (size_t o = 0; o < n; o++) {
+            want[t * n + o] = add ? GUARD : 0;
+            for (size_t i = 0; i < depth; i++)
+                want[t * n + o] += 2 * a[t * lda + i] * b[i * ldb + o];
+        }
+    k->pack_rows(panels[0], depth, bt, ldw, n, depth);
+    k->pack_columns(panels[1], depth, b, ldb, n, part);
+    k->pack_columns(panels[1] + part * w, depth, b + part * ldb, ldb, n, depth - part);
+    assert_memory_equal(panels[0], panels[1], cr_panels_floats(k, n, depth) * sizeof(float));
+    for (int order = 0; order < 4; order++) {
+        for (size_t i = 0; i < m * ldc; i++)
+            got[i] = GUARD;
+        if (order == 0)
+            k->gemm_nn(m, n, depth, 2, a, lda, b, ldb, add, got, ldc);
+        else if (order == 1)
+            k->gemm_nt(m, n, depth, 2, a, lda, bt, ldw, add, got, ldc);
+        else if (order == 2)
+            k->gemm_tn(m, n, depth, 2, at, ldt, b, ldb, add, got, ldc);
+        else
+            k->gemm_packed(got, ldc, a, lda, 1, panels[0], depth, m, n, depth, 2, add);
+        same("gemm", k->name, got, ldc, want, m, n);
+    }
+    float *all[] = {a, b, at, bt, want, got, panels[0], panels[1]};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        cr_free(all[i]);
+}
+
+static void dense_products(void **state)
+{
+    (void)state;
+    const size_t ms[] = {1, 4, 6, 12, 35, 500}, ns[] = {1, 7, 8, 15, 16, 17, 33, 64},
+                 ks[] = {0, 1, 17, 300};
+    for (int l = 0; l < n_levels; l++)
+        for (size_t i = 0; i < 6; i++)
+            for (size_t j = 0; j < 8; j++)
+                for (size_t d = 0; d < 4; d++)
+                    gemm_case(levels[l], ms[i], ns[j], ks[d], (i + j + d) % 2);
+}
+
 static void near(const char *what, const char *level, size_t i, double got, double want,
                  double bound)
 {
@@ -227,6 +285,7 @@ static void bf16_products(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(dense_products),
         cmocka_unit_test(thin_products),
         cmocka_unit_test(element_wise),
         cmocka_unit_test(bf16_products),

@@ -340,6 +340,5 @@ int main(void)
         cmocka_unit_test(packing),      cmocka_unit_test(turns),
         cmocka_unit_test(bfloat16),     cmocka_unit_test(out_of_memory),
     };
-    cr_gemm_single_thread();
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -54,9 +54,9 @@ static void forward(struct job *j)
 {
     const struct cr_stage_shape *st = &j->p.stage[CR_STAGE_QKV];
     memset(j->y, 0, ROWS * st->ld * sizeof(float));
-    cr_gemm_nt(ROWS, st->n_u, st->n_in, 1, j->x, st->n_in,
-               j->params + cr_lowrank_a(&j->p, LAYER, CR_STAGE_QKV), st->n_in, 0, j->y + st->n_out,
-               st->ld);
+    j->p.k->gemm_nt(ROWS, st->n_u, st->n_in, 1, j->x, st->n_in,
+                    j->params + cr_lowrank_a(&j->p, LAYER, CR_STAGE_QKV), st->n_in, false,
+                    j->y + st->n_out, st->ld);
     cr_lowrank_forward(&j->p, j->params, LAYER, CR_STAGE_QKV, &j->g, j->y, j->scratch);
 }
 
@@ -168,8 +168,8 @@ static void gradients(void **state)
                         j.scratch);
         cr_lowrank_back_a(&j.p, CR_STAGE_QKV, &j.g, j.c, j.x, st->n_in, j.scratch);
         cr_lowrank_add(&j.p, LAYER, CR_STAGE_QKV, &j.g, j.scratch, grads);
-        cr_gemm_nn(ROWS, st->n_in, st->n_u, 1, j.c + st->n_out, st->ld, j.params + a, st->n_in, 0,
-                   dx, st->n_in);
+        j.p.k->gemm_nn(ROWS, st->n_in, st->n_u, 1, j.c + st->n_out, st->ld, j.params + a, st->n_in,
+                       false, dx, st->n_in);
         expect("x", form, gradient_error(value, &j, j.x, dx, ROWS * st->n_in, 1e-2, 6));
         expect("A", form,
                gradient_error(value, &j, j.params + a, grads + a, st->n_u * st->n_in, 1e-2, 7));
@@ -222,6 +222,5 @@ int main(void)
         cmocka_unit_test(gradients),
         cmocka_unit_test(start),
     };
-    cr_gemm_single_thread();
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

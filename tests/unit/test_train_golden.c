@@ -255,6 +255,5 @@ int main(void)
         cmocka_unit_test(qwen3),
         cmocka_unit_test(another),
     };
-    cr_gemm_single_thread();
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
