@@ -130,6 +130,9 @@ enum cr_opt {
     CR_OPT_PORT,
     CR_OPT_ALIAS,
     CR_OPT_SERVER_KEY_FILE,
+    CR_OPT_ADMIN_KEY_FILE,
+    CR_OPT_ADAPTER_DIR,
+    CR_OPT_PARALLEL,
     CR_OPT_QUEUE,
     /* routing */
     CR_OPT_UPSTREAM,

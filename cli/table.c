@@ -236,10 +236,9 @@ const struct cr_verb cr_verbs[] = {
      .operands = "",
      .summary = "answer the OpenAI API over HTTP, on this machine",
      .about =
-         "Serves /v1/chat/completions (whole and streamed), /v1/completions (with echo and\n"
-         "logprobs), /v1/models and /health. Palettes are models of their own, named\n"
-         "MODEL:PALETTE. Prints the address when it is ready. SIGTERM or Ctrl-C lets accepted\n"
-         "requests finish.",
+         "Speaks the APIs of OpenAI, Anthropic and Ollama; docs/api.md has every path and field.\n"
+         "Palettes are models of their own, named MODEL:PALETTE. Prints the address when it is\n"
+         "ready. SIGTERM or Ctrl-C lets accepted requests finish; SIGHUP reads the palettes again.",
      .examples = "  crayon serve -m model.gguf --palette mine.palette --port 8080\n"
                  "  curl http://127.0.0.1:8080/v1/models",
 #ifdef CRAYON_SERVE

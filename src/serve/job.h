@@ -1,29 +1,51 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A job: one request on its way from the HTTP thread to the worker and back. The HTTP side and the
- * worker hold one reference each; the last one frees it. All fields below `lock` are guarded by it.
+ * worker hold one reference each; the last one frees it. The fields below `lock` are guarded by it;
+ * those above belong to the HTTP thread until the job is pushed and to the worker after that.
  */
 #ifndef CR_JOB_H
 #define CR_JOB_H
 
-#include "serve/api.h"
+#include "serve/choice.h"
+#include "serve/lanes.h"
+#include "serve/metrics.h"
+#include "serve/models.h"
 #include "serve/serve.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
 
 struct MHD_Connection;
+typedef struct cr_worker cr_worker;
 
 struct cr_job {
     struct cr_api_request req;
-    const struct cr_served_palette *target; /* what `model` named */
-    char id[40];                            /* "chatcmpl-..." or "cmpl-..." */
-    char caller[65];                        /* SHA-256 of the Authorization header */
-    int64_t created;                        /* Unix seconds */
-    int fd;                                 /* the client's socket, to see it go away */
-    atomic_bool cancelled;                  /* the client is gone or the server stops */
+    struct cr_target *target; /* what `model` named; a reference */
+    cr_shelf *shelf;
+    char id[48];             /* "chatcmpl-..." or "cmpl-..." */
+    const char *fingerprint; /* of the build, the model and the server */
+    char caller[65];         /* SHA-256 of the key: whose cache it may use */
+    int64_t created;         /* Unix seconds */
+    int fd;                  /* the client's socket, to see it go away */
+    atomic_bool cancelled;   /* the client is gone or the server stops */
     atomic_int refs;
-    struct cr_job *next; /* in the queue */
+    struct cr_job *next; /* in the worker's list */
+
+    /* the worker's */
+    void (*special)(cr_worker *w, struct cr_job *j); /* runs between passes, instead of choices */
+    json_t *body;                                    /* of a special job */
+    struct cr_choice *choices;                       /* [n_choices] */
+    size_t n_choices, n_begun, n_running, n_ended;
+    size_t n_prompt, n_answer, n_cached; /* tokens */
+    cr_grammar *grammar;                 /* or NULL */
+    double pushed_ms, first_ms, sent_ms;
+    double blend_ms; /* of examples in the request; NAN: none */
+    bool prepared;
+    /* the dialect's stream */
+    bool role_sent[CR_API_MAX_CHOICES];
+    int sequence, block;
+    bool block_open, block_is_call;
 
     pthread_mutex_t lock;
     struct MHD_Connection *waiting;   /* whose reply this is; HTTP thread only */
@@ -37,30 +59,41 @@ struct cr_job {
 
 enum { CR_JOB_MAX_OUT = 1 << 26 }; /* bytes of one reply */
 
+double cr_now_ms(void);
 struct cr_job *cr_job_new(void); /* two references; NULL: out of memory */
 void cr_job_unref(struct cr_job *j);
 /* Sets the status (0: as it is), appends nothing, and wakes the HTTP side. */
 void cr_job_news(struct cr_job *j, int http, bool finished);
 /* Appends v (stolen) and wakes the HTTP side; false when the job can take no more. */
 bool cr_job_add(struct cr_job *j, const char *before, json_t *v, const char *after);
+bool cr_job_puts(struct cr_job *j, const char *text);
+/* Ends it with an error, in the shape of its dialect and whether or not bytes have gone out. */
+void cr_job_fail(struct cr_job *j, const struct cr_api_error *e);
+bool cr_job_client_gone(struct cr_job *j);
 
-typedef struct cr_worker cr_worker;
+/* schedule.c: the worker, its bounded queue and the passes. */
 enum cr_status cr_worker_new(cr_worker **out, const struct cr_serve_options *opt,
-                             struct cr_error *err);
+                             struct cr_metrics *metrics, struct cr_error *err);
 /* Queues a job (its worker reference is taken). False when the queue is full or closing. */
 bool cr_worker_push(cr_worker *w, struct cr_job *j);
+int cr_worker_waiting(cr_worker *w); /* jobs that have not begun */
+int cr_worker_active(cr_worker *w);  /* all jobs */
 /* Waits until nothing is queued or running, at most ms milliseconds. */
 bool cr_worker_wait_idle(cr_worker *w, int ms);
 /* Cancels what runs, drops what waits, joins the thread. */
 void cr_worker_free(cr_worker *w);
+const struct cr_serve_options *cr_worker_options(const cr_worker *w);
 
-/* Fills the job's reply; runs on the worker's thread (answer.c). */
-struct cr_answer_context {
-    const struct cr_serve_options *opt;
-    cr_session *session;
-    char caller[65]; /* whose tokens the cache holds */
-    const char *fingerprint;
-};
-void cr_answer_job(struct cr_answer_context *ctx, struct cr_job *j);
+/* answer.c: a job's choices from its request. Worker's thread. */
+bool cr_answer_prepare(cr_worker *w, struct cr_job *j, int n_ctx, struct cr_api_error *e);
+/* The ids of a request's prompt or messages; free with cr_free. */
+enum cr_status cr_answer_ids(const cr_model *m, const struct cr_api_request *q,
+                             const struct cr_api_prompt *p, int32_t **ids, size_t *n,
+                             struct cr_error *err);
+/* All choices have ended: the rest of the reply. */
+void cr_answer_end(cr_worker *w, struct cr_job *j);
+/* constraint cache of the worker: the grammar of a request, compiled once. */
+enum cr_status cr_worker_grammar(cr_worker *w, struct cr_job *j, struct cr_api_error *e);
+const struct cr_token_tree *cr_worker_tree(cr_worker *w, struct cr_error *err);
 
 #endif

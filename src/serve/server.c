@@ -1,53 +1,36 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The HTTP side: libmicrohttpd's thread, checks before a byte of the body is read, the body within
- * its limit, the routes, and replies that are handed out as the worker makes them.
+ * The HTTP side: libmicrohttpd's thread, the body within its limit, jobs, and replies that are
+ * handed out as the worker makes them.
  */
-#include "serve/job.h"
+#include "serve/http.h"
 
 #include "base/log.h"
 #include "base/mem.h"
-#include "base/sha256.h"
+#include "serve/reply.h"
 
 #include <arpa/inet.h>
-#include <microhttpd.h>
 #include <netinet/in.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_CONNECTIONS = 256, IDLE_SECONDS = 30, CONNECTION_BYTES = 64 * 1024 };
-
-struct cr_server {
-    struct cr_serve_options opt;
-    struct cr_served_palette *models; /* [0] is the model itself */
-    size_t n_models;
-    struct MHD_Daemon *daemon;
-    cr_worker *worker;
-    int port;
-    bool open_host; /* listens beyond loopback: any Host header is taken */
-    char key_hash[65];
-    atomic_bool draining;
-    atomic_int open_requests;
-};
-
-/* What one connection is doing. */
-struct talk {
-    bool chat;
-    struct cr_buf body;
-    struct cr_job *job;
-    bool full; /* the queue had no room */
+enum {
+    MAX_CONNECTIONS = 12000, /* less where the system gives fewer descriptors */
+    IDLE_SECONDS = 30,
+    BUSY_SECONDS = 5, /* where most connections are taken */
+    CONNECTION_BYTES = 32 * 1024
 };
 
 /* ---- replies -------------------------------------------------------------------------------- */
 
-static enum MHD_Result send_bytes(struct MHD_Connection *c, int http, const char *type,
-                                  const char *data, size_t n)
+enum MHD_Result cr_send_bytes(struct MHD_Connection *c, struct cr_talk *t, int http,
+                              const char *type, const char *data, size_t n)
 {
     struct MHD_Response *r =
         MHD_create_response_from_buffer(n, (void *)(uintptr_t)data, MHD_RESPMEM_MUST_COPY);
@@ -61,186 +44,44 @@ static enum MHD_Result send_bytes(struct MHD_Connection *c, int http, const char
         MHD_add_response_header(r, MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Bearer");
     if (http == 405)
         MHD_add_response_header(r, MHD_HTTP_HEADER_ALLOW, "GET, POST");
+    if (t && t->job) {
+        MHD_add_response_header(r, "X-Request-Id", t->job->id);
+        MHD_add_response_header(r, "X-Crayon-Route", "device");
+        if (t->job->target && t->job->target->name[0])
+            MHD_add_response_header(r, "X-Crayon-Blend", t->job->target->name);
+    }
     enum MHD_Result done = MHD_queue_response(c, (unsigned)http, r);
     MHD_destroy_response(r);
+    if (t)
+        t->http = http;
     return done;
 }
 
-static enum MHD_Result send_json(struct MHD_Connection *c, int http, json_t *v)
+enum MHD_Result cr_send_json(struct MHD_Connection *c, struct cr_talk *t, int http, json_t *v)
 {
     struct cr_buf b;
     cr_buf_init(&b, CR_JOB_MAX_OUT);
     bool ok = cr_api_dump(&b, "", v, "\n");
     json_decref(v);
-    enum MHD_Result done = ok ? send_bytes(c, http, "application/json", b.data, b.len) : MHD_NO;
+    enum MHD_Result done =
+        ok ? cr_send_bytes(c, t, http, "application/json", b.data, b.len) : MHD_NO;
     cr_buf_deinit(&b);
     return done;
 }
 
-static enum MHD_Result send_error(struct MHD_Connection *c, int http, const char *param,
-                                  const char *code, const char *msg)
+enum MHD_Result cr_send_api_error(struct MHD_Connection *c, struct cr_talk *t,
+                                  const struct cr_api_error *e)
+{
+    enum cr_api_kind kind = t && t->route ? t->route->kind : CR_API_CHAT;
+    return cr_send_json(c, t, e->http, cr_api_error_json(kind, e));
+}
+
+enum MHD_Result cr_send_error(struct MHD_Connection *c, struct cr_talk *t, int http,
+                              const char *param, const char *code, const char *msg)
 {
     struct cr_api_error e;
     cr_api_error_set(&e, http, param, code, "%s", msg);
-    return send_json(c, http, cr_api_error_json(&e));
-}
-
-/* ---- checks before the body ------------------------------------------------------------------ */
-
-static bool is_loopback_name(const char *host, size_t n)
-{
-    static const char *const names[] = {"localhost", "127.0.0.1", "[::1]"};
-    for (size_t i = 0; i < 3; i++)
-        if (strlen(names[i]) == n && strncasecmp(host, names[i], n) == 0)
-            return true;
-    return false;
-}
-
-/* The host of "host[:port]" or of an origin "scheme://host[:port]". */
-static bool names_loopback(const char *value)
-{
-    const char *host = strstr(value, "://");
-    host = host ? host + 3 : value;
-    const char *colon = host[0] == '[' ? strstr(host, "]:") : strchr(host, ':');
-    size_t n = !colon ? strlen(host) : (size_t)(colon - host) + (host[0] == '[');
-    return is_loopback_name(host, n);
-}
-
-struct header_count {
-    const char *name;
-    int n;
-};
-
-static enum MHD_Result count_header(void *ud, enum MHD_ValueKind kind, const char *key,
-                                    const char *value)
-{
-    (void)kind, (void)value;
-    struct header_count *h = ud;
-    h->n += strcasecmp(key, h->name) == 0;
-    return MHD_YES;
-}
-
-static int header_times(struct MHD_Connection *c, const char *name)
-{
-    struct header_count h = {name, 0};
-    MHD_get_connection_values(c, MHD_HEADER_KIND, count_header, &h);
-    return h.n;
-}
-
-static const char *header(struct MHD_Connection *c, const char *name)
-{
-    return MHD_lookup_connection_value(c, MHD_HEADER_KIND, name);
-}
-
-static void hash_text(const char *text, char hex[65])
-{
-    struct cr_sha256 h;
-    cr_sha256_init(&h);
-    cr_sha256_add(&h, text, strlen(text));
-    cr_sha256_hex(&h, hex);
-}
-
-/* Compares digests in constant time, so that neither length nor prefix of the key leaks. */
-static bool key_is_right(const cr_server *s, const char *authorization)
-{
-    char hex[65];
-    if (!authorization || strncasecmp(authorization, "Bearer ", 7) != 0)
-        return false;
-    hash_text(authorization + 7, hex);
-    unsigned differ = 0;
-    for (int i = 0; i < 64; i++)
-        differ |= (unsigned)(hex[i] ^ s->key_hash[i]);
-    return differ == 0;
-}
-
-/* 0: go on; else the status of *msg. A web page must not reach a service on loopback through DNS
- * rebinding or a form: the Host has to name loopback, the Origin too, the body has to be JSON. */
-static int refuse(const cr_server *s, struct MHD_Connection *c, bool post, const char **msg)
-{
-    const char *host = header(c, "Host"), *origin = header(c, "Origin");
-    if (!host || header_times(c, "Host") != 1) {
-        *msg = "want exactly one Host header";
-        return 400;
-    }
-    if (!s->open_host && !names_loopback(host)) {
-        *msg = "this server answers to loopback names only";
-        return 403;
-    }
-    if (origin && !names_loopback(origin)) {
-        *msg = "requests from web pages of other origins are not taken";
-        return 403;
-    }
-    if (s->opt.key && !key_is_right(s, header(c, "Authorization"))) {
-        *msg = "want the right key as \"Authorization: Bearer KEY\"";
-        return 401;
-    }
-    if (!post)
-        return 0;
-    const char *type = header(c, "Content-Type");
-    if (!type || strncasecmp(type, "application/json", 16) != 0) {
-        *msg = "want Content-Type: application/json";
-        return 415;
-    }
-    const char *length = header(c, "Content-Length");
-    if (header_times(c, "Content-Length") > 1 || (length && header(c, "Transfer-Encoding"))) {
-        *msg = "want one Content-Length or chunks, not both";
-        return 400;
-    }
-    if (length && (strspn(length, "0123456789") != strlen(length) || !*length)) {
-        *msg = "Content-Length is no number";
-        return 400;
-    }
-    if (length && (strlen(length) > 15 || strtoull(length, NULL, 10) > s->opt.max_body)) {
-        *msg = "the body is larger than this server takes";
-        return 413;
-    }
-    return 0;
-}
-
-/* ---- models ---------------------------------------------------------------------------------- */
-
-static bool model_id(const cr_server *s, size_t i, char *id, size_t size)
-{
-    const char *name = s->models[i].name;
-    int n = snprintf(id, size, "%s%s%s", s->opt.model_name, name[0] ? ":" : "", name);
-    return n > 0 && (size_t)n < size;
-}
-
-static const struct cr_served_palette *find_model(const cr_server *s, const char *wanted)
-{
-    char id[512];
-    for (size_t i = 0; i < s->n_models; i++)
-        if (model_id(s, i, id, sizeof id) && strcmp(id, wanted) == 0)
-            return &s->models[i];
-    return NULL;
-}
-
-static json_t *model_json(const char *id)
-{
-    bool ok = true;
-    json_t *m = json_object();
-    cr_api_put(m, "id", cr_api_text(id, strlen(id)), &ok);
-    cr_api_put(m, "object", json_string("model"), &ok);
-    cr_api_put(m, "created", json_integer(0), &ok);
-    cr_api_put(m, "owned_by", json_string("crayon"), &ok);
-    return m;
-}
-
-static enum MHD_Result send_models(const cr_server *s, struct MHD_Connection *c, const char *one)
-{
-    char id[512];
-    if (one)
-        return find_model(s, one)
-                   ? send_json(c, 200, model_json(one))
-                   : send_error(c, 404, "model", "model_not_found", "there is no such model");
-    bool ok = true;
-    json_t *o = json_object(), *list = json_array();
-    for (size_t i = 0; i < s->n_models; i++)
-        if (model_id(s, i, id, sizeof id))
-            json_array_append_new(list, model_json(id));
-    cr_api_put(o, "object", json_string("list"), &ok);
-    cr_api_put(o, "data", list, &ok);
-    return send_json(c, 200, o);
+    return cr_send_api_error(c, t, &e);
 }
 
 /* ---- jobs ------------------------------------------------------------------------------------ */
@@ -248,7 +89,7 @@ static enum MHD_Result send_models(const cr_server *s, struct MHD_Connection *c,
 static ssize_t read_stream(void *ud, uint64_t pos, char *buf, size_t max)
 {
     (void)pos;
-    struct talk *t = ud;
+    struct cr_talk *t = ud;
     struct cr_job *j = t->job;
     pthread_mutex_lock(&j->lock);
     size_t n = j->out.len - j->n_sent;
@@ -257,6 +98,8 @@ static ssize_t read_stream(void *ud, uint64_t pos, char *buf, size_t max)
         n = n < max ? n : max;
         memcpy(buf, j->out.data + j->n_sent, n);
         j->n_sent += n;
+        if (j->n_sent == j->out.len) /* so that a long stream takes no more than a short one */
+            j->n_sent = j->out.len = 0;
         result = (ssize_t)n;
     } else if (j->finished) {
         result = MHD_CONTENT_READER_END_OF_STREAM;
@@ -270,22 +113,26 @@ static ssize_t read_stream(void *ud, uint64_t pos, char *buf, size_t max)
     return result;
 }
 
-static enum MHD_Result send_stream(struct MHD_Connection *c, struct talk *t)
+static enum MHD_Result send_stream(struct MHD_Connection *c, struct cr_talk *t)
 {
     struct MHD_Response *r =
         MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, 4096, read_stream, t, NULL);
     if (!r)
         return MHD_NO;
-    MHD_add_response_header(r, MHD_HTTP_HEADER_CONTENT_TYPE, "text/event-stream");
+    MHD_add_response_header(r, MHD_HTTP_HEADER_CONTENT_TYPE,
+                            cr_writer_of(t->job->req.kind)->stream_type);
     MHD_add_response_header(r, MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
     MHD_add_response_header(r, "X-Crayon-Route", "device");
+    MHD_add_response_header(r, "X-Request-Id", t->job->id);
+    if (t->job->target->name[0])
+        MHD_add_response_header(r, "X-Crayon-Blend", t->job->target->name);
     enum MHD_Result done = MHD_queue_response(c, MHD_HTTP_OK, r);
     MHD_destroy_response(r);
     return done;
 }
 
 /* Called when the worker has news before the reply has begun. */
-static enum MHD_Result begin_reply(struct MHD_Connection *c, struct talk *t)
+static enum MHD_Result begin_reply(struct MHD_Connection *c, struct cr_talk *t)
 {
     struct cr_job *j = t->job;
     pthread_mutex_lock(&j->lock);
@@ -295,46 +142,98 @@ static enum MHD_Result begin_reply(struct MHD_Connection *c, struct talk *t)
     if (http == 200 && j->req.stream)
         return send_stream(c, t);
     if (finished && j->out.len)
-        return send_bytes(c, http, "application/json", j->out.data, j->out.len);
-    return send_error(c, 503, NULL, NULL, "the server is stopping");
+        return cr_send_bytes(c, t, http, "application/json", j->out.data, j->out.len);
+    return cr_send_error(c, t, 503, NULL, NULL, "the server is stopping");
 }
 
 static void make_id(struct cr_job *j)
 {
+    static const char *const prefixes[CR_API_KINDS] = {[CR_API_COMPLETIONS] = "cmpl-",
+                                                       [CR_API_CHAT] = "chatcmpl-",
+                                                       [CR_API_RESPONSES] = "resp_",
+                                                       [CR_API_MESSAGES] = "msg_",
+                                                       [CR_API_EMBEDDINGS] = "embd-"};
     uint64_t r[2] = {0};
+    const char *prefix = prefixes[j->req.kind];
     if (getrandom(r, sizeof r, 0) != (ssize_t)sizeof r)
         r[0] = (uint64_t)(uintptr_t)j;
     j->created = (int64_t)time(NULL);
-    snprintf(j->id, sizeof j->id, "%s-%016llx", j->req.chat ? "chatcmpl" : "cmpl",
-             (unsigned long long)r[0]);
+    snprintf(j->id, sizeof j->id, "%s%016llx", prefix ? prefix : "req-", (unsigned long long)r[0]);
 }
 
-static enum MHD_Result submit(cr_server *s, struct MHD_Connection *c, struct talk *t)
+/* The target of a request: by the model's name, and by `lora` and `crayon.adapters`. */
+static struct cr_target *find_target(cr_server *s, const struct cr_api_request *q,
+                                     struct cr_api_error *e)
 {
-    struct cr_api_request req;
-    struct cr_api_error e;
-    if (!cr_api_parse(&req, t->chat, t->body.data, t->body.len, &e)) {
-        cr_api_request_deinit(&req);
-        return send_json(c, e.http, cr_api_error_json(&e));
+    struct cr_target *t = cr_shelf_find(s->shelf, q->model);
+    if (!t) {
+        cr_api_error_set(e, 404, "model", "model_not_found",
+                         "there is no model \"%.200s\" here, see /v1/models", q->model);
+        return NULL;
     }
-    const struct cr_served_palette *target = find_model(s, req.model);
-    struct cr_job *j = target ? cr_job_new() : NULL;
-    if (!j) {
-        cr_api_request_deinit(&req);
-        return target ? send_error(c, 503, NULL, NULL, "out of memory")
-                      : send_error(c, 404, "model", "model_not_found",
-                                   "there is no such model, see /v1/models");
+    if (q->adapter) {
+        char *id = cr_asprintf("%s:%s", cr_shelf_model_name(s->shelf), q->adapter);
+        cr_target_unref(t);
+        t = id ? cr_shelf_find(s->shelf, id) : NULL;
+        cr_free(id);
+        if (!t)
+            cr_api_error_set(e, 404, "crayon.adapters", "model_not_found",
+                             "there is no palette \"%.200s\" here, see /v1/models", q->adapter);
     }
-    const char *authorization = header(c, "Authorization");
+    if (t && q->has_lora) {
+        struct cr_error err;
+        int ids[CR_API_MAX_LORA];
+        float scales[CR_API_MAX_LORA];
+        for (size_t i = 0; i < q->n_lora; i++) {
+            ids[i] = q->lora[i].id;
+            scales[i] = q->lora[i].scale;
+        }
+        cr_target_unref(t);
+        t = NULL;
+        if (cr_shelf_with_scales(s->shelf, ids, scales, q->n_lora, &t, &err) != CR_OK) {
+            cr_api_error_from(e, &err);
+            snprintf(e->param, sizeof e->param, "lora");
+        }
+    }
+    return t;
+}
+
+static bool fill_job(cr_server *s, struct cr_talk *t, struct cr_job *j, struct cr_api_error *e)
+{
+    if (t->route->special && t->route->kind == CR_API_KINDS) {
+        j->req.kind = CR_API_CHAT;
+        if (!(j->body = cr_api_load(t->body.data, t->body.len, e)))
+            return false;
+        j->target = cr_shelf_find(s->shelf, cr_shelf_model_name(s->shelf));
+    } else {
+        if (!cr_api_parse(&j->req, t->route->kind, t->body.data, t->body.len, e))
+            return false;
+        j->target = find_target(s, &j->req, e);
+    }
+    return j->target != NULL;
+}
+
+static enum MHD_Result submit(cr_server *s, struct MHD_Connection *c, struct cr_talk *t)
+{
+    struct cr_api_error e = {0};
+    struct cr_job *j = cr_job_new();
+    if (!j)
+        return cr_send_error(c, t, 503, NULL, NULL, "out of memory");
+    if (!fill_job(s, t, j, &e)) {
+        cr_job_unref(j);
+        cr_job_unref(j);
+        return cr_send_api_error(c, t, &e);
+    }
     const union MHD_ConnectionInfo *info =
         MHD_get_connection_info(c, MHD_CONNECTION_INFO_CONNECTION_FD);
-    j->req = req;
-    j->target = target;
+    j->special = t->route->special;
+    j->shelf = s->shelf;
+    j->fingerprint = s->fingerprint;
     j->fd = info ? info->connect_fd : -1;
     j->resume = MHD_resume_connection;
     j->waiting = c;
     make_id(j);
-    hash_text(authorization ? authorization : "", j->caller);
+    memcpy(j->caller, t->caller, sizeof j->caller);
     cr_buf_deinit(&t->body);
     t->job = j;
     /* Suspended before the worker can see the job, so that its news always finds it so. */
@@ -350,48 +249,36 @@ static enum MHD_Result submit(cr_server *s, struct MHD_Connection *c, struct tal
     return MHD_YES;
 }
 
-/* ---- routes ---------------------------------------------------------------------------------- */
-
-static enum MHD_Result route_get(cr_server *s, struct MHD_Connection *c, const char *path)
-{
-    if (strcmp(path, "/health") == 0)
-        return atomic_load(&s->draining)
-                   ? send_bytes(c, 503, "application/json", "{\"status\":\"stopping\"}\n", 22)
-                   : send_bytes(c, 200, "application/json", "{\"status\":\"ok\"}\n", 16);
-    if (strcmp(path, "/v1/models") == 0)
-        return send_models(s, c, NULL);
-    if (strncmp(path, "/v1/models/", 11) == 0)
-        return send_models(s, c, path + 11);
-    bool post = strcmp(path, "/v1/chat/completions") == 0 || strcmp(path, "/v1/completions") == 0;
-    return send_error(c, post ? 405 : 404, NULL, NULL,
-                      post ? "want POST here" : "there is nothing at this path");
-}
+/* ---- requests -------------------------------------------------------------------------------- */
 
 static enum MHD_Result first_call(cr_server *s, struct MHD_Connection *c, const char *path,
                                   const char *method, void **con_cls)
 {
     const char *msg = NULL;
-    bool post = strcmp(method, "POST") == 0, chat = strcmp(path, "/v1/chat/completions") == 0;
-    /* /health says nothing worth protecting and is asked by monitors without a key. */
-    bool health = !post && strcmp(path, "/health") == 0;
-    int http = health ? 0 : refuse(s, c, post, &msg);
-    if (http)
-        return send_error(c, http, NULL, http == 401 ? "invalid_api_key" : NULL, msg);
-    if (strcmp(method, "GET") == 0)
-        return route_get(s, c, path);
-    if (!post)
-        return send_error(c, 405, NULL, NULL, "want GET or POST");
-    if (!chat && strcmp(path, "/v1/completions") != 0)
-        return send_error(c, 404, NULL, NULL, "there is nothing at this path");
-    if (atomic_load(&s->draining))
-        return send_error(c, 503, NULL, NULL, "the server is stopping");
-    struct talk *t = cr_alloc0(1, sizeof *t);
+    bool post = strcmp(method, "POST") == 0, known = false;
+    const struct cr_route *r = cr_route_find(method, path, &known);
+    struct cr_talk *t = cr_alloc0(1, sizeof *t);
     if (!t)
-        return send_error(c, 503, NULL, NULL, "out of memory");
-    t->chat = chat;
+        return cr_send_error(c, NULL, 503, NULL, NULL, "out of memory");
     cr_buf_init(&t->body, s->opt.max_body);
     *con_cls = t;
     atomic_fetch_add(&s->open_requests, 1);
+    t->route = r;
+    int http = r && r->access == CR_OPEN ? 0 : cr_access_refuse(s, c, r, post, &msg);
+    if (http)
+        return cr_send_error(c, t, http, NULL, http == 401 ? "invalid_api_key" : NULL, msg);
+    if (!r)
+        return cr_send_error(c, t, known ? 405 : 404, NULL, NULL,
+                             known ? "this path takes another method"
+                                   : "there is nothing at this path");
+    cr_hash_text(cr_access_key(c), t->caller);
+    size_t n = strlen(r->path);
+    if (r->path[n - 1] == '*' && !(t->rest = cr_strdup(path + n - 1)))
+        return cr_send_error(c, t, 503, NULL, NULL, "out of memory");
+    if (!post)
+        return r->handle(s, c, t);
+    if (atomic_load(&s->draining))
+        return cr_send_error(c, t, 503, NULL, NULL, "the server is stopping");
     return MHD_YES;
 }
 
@@ -401,18 +288,22 @@ static enum MHD_Result on_call(void *ud, struct MHD_Connection *c, const char *p
 {
     (void)version;
     cr_server *s = ud;
-    struct talk *t = *con_cls;
+    struct cr_talk *t = *con_cls;
     if (!t)
         return first_call(s, c, path, method, con_cls);
     if (*n_data) {
-        if (!cr_buf_add(&t->body, data, *n_data))
-            return MHD_NO; /* chunks past the limit: the connection ends */
+        if (!t->too_large && !cr_buf_add(&t->body, data, *n_data))
+            t->too_large = true; /* chunks past the limit are read and forgotten */
         *n_data = 0;
         return MHD_YES;
     }
+    if (t->too_large)
+        return cr_send_error(c, t, 413, NULL, NULL, "the body is larger than this server takes");
     if (t->full)
-        return send_error(c, 503, NULL, NULL, "the queue is full, try again");
-    return t->job ? begin_reply(c, t) : submit(s, c, t);
+        return cr_send_error(c, t, 503, NULL, NULL, "the queue is full, try again");
+    if (t->job)
+        return begin_reply(c, t);
+    return t->route->handle ? t->route->handle(s, c, t) : submit(s, c, t);
 }
 
 static void on_completed(void *ud, struct MHD_Connection *c, void **con_cls,
@@ -420,7 +311,7 @@ static void on_completed(void *ud, struct MHD_Connection *c, void **con_cls,
 {
     (void)c, (void)why;
     cr_server *s = ud;
-    struct talk *t = *con_cls;
+    struct cr_talk *t = *con_cls;
     if (!t)
         return;
     if (t->job) {
@@ -429,11 +320,57 @@ static void on_completed(void *ud, struct MHD_Connection *c, void **con_cls,
         t->job->suspended = NULL;
         pthread_mutex_unlock(&t->job->lock);
         cr_job_unref(t->job);
+    } else if (t->http) {
+        cr_metric_request(&s->metrics, t->route ? t->route->metric : CR_METRIC_ENDPOINTS, t->http);
     }
     cr_buf_deinit(&t->body);
+    cr_free(t->rest);
     cr_free(t);
     *con_cls = NULL;
     atomic_fetch_sub(&s->open_requests, 1);
+}
+
+/* Where most connections are taken, idle ones have to go soon, so that others can come. */
+static void on_connection(void *ud, struct MHD_Connection *c, void **socket_context,
+                          enum MHD_ConnectionNotificationCode what)
+{
+    (void)socket_context;
+    cr_server *s = ud;
+    if (what == MHD_CONNECTION_NOTIFY_CLOSED) {
+        atomic_fetch_sub(&s->connections, 1);
+        return;
+    }
+    int n = atomic_fetch_add(&s->connections, 1);
+    if ((unsigned)n > s->max_connections / 2)
+        MHD_set_connection_option(c, MHD_CONNECTION_OPTION_TIMEOUT, (unsigned)BUSY_SECONDS);
+}
+
+/* Percent signs in a path: %00 and %2F stay as they are, so that they match nothing. */
+static size_t unescape(void *ud, struct MHD_Connection *c, char *s)
+{
+    (void)ud, (void)c;
+    char *out = s;
+    for (const char *in = s; *in;) {
+        unsigned v = 0;
+        int k = 0;
+        while (*in == '%' && k < 2) {
+            const char *digits = "0123456789abcdef", *d;
+            char x = in[1 + k];
+            d = x ? strchr(digits, x >= 'A' && x <= 'F' ? x + 32 : x) : NULL;
+            if (!d)
+                break;
+            v = v * 16 + (unsigned)(d - digits);
+            k++;
+        }
+        if (k == 2 && v != 0 && v != '/') {
+            *out++ = (char)v;
+            in += 3;
+        } else {
+            *out++ = *in++;
+        }
+    }
+    *out = '\0';
+    return (size_t)(out - s);
 }
 
 static void on_mhd_log(void *ud, const char *fmt, va_list ap) CR_PRINTF(2, 0);
@@ -483,23 +420,87 @@ static enum cr_status listen_on(const char *host, int port, int *fd, int *bound,
     return CR_OK;
 }
 
+/* Descriptors for connections: all that the system gives but a few for files. */
+static unsigned connection_limit(void)
+{
+    struct rlimit r;
+    if (getrlimit(RLIMIT_NOFILE, &r) != 0)
+        return 256;
+    if (r.rlim_cur < r.rlim_max) {
+        r.rlim_cur = r.rlim_max < MAX_CONNECTIONS + 256 ? r.rlim_max : MAX_CONNECTIONS + 256;
+        setrlimit(RLIMIT_NOFILE, &r);
+        getrlimit(RLIMIT_NOFILE, &r);
+    }
+    rlim_t n = r.rlim_cur > 128 ? r.rlim_cur - 64 : r.rlim_cur / 2;
+    return n < MAX_CONNECTIONS ? (unsigned)n : MAX_CONNECTIONS;
+}
+
+static enum cr_status fill_shelf(cr_server *s, struct cr_error *err)
+{
+    const struct cr_serve_options *opt = &s->opt;
+    struct cr_shelf_adapter *v = cr_alloc0(opt->n_adapters, sizeof *v);
+    enum cr_status status = v ? cr_shelf_new(&s->shelf, opt->model, opt->model_name, err)
+                              : cr_error_set(err, CR_NO_MEMORY, "server: out of memory");
+    for (size_t i = 0; i < opt->n_adapters && status == CR_OK; i++)
+        v[i] = (struct cr_shelf_adapter){opt->adapters[i].adapter, opt->adapters[i].path,
+                                         opt->adapters[i].scale};
+    if (status == CR_OK && opt->n_adapters)
+        status = cr_shelf_set_adapters(s->shelf, v, opt->n_adapters, err);
+    cr_free(v);
+    for (size_t i = 0; i < opt->n_palettes && status == CR_OK; i++)
+        status = cr_shelf_load(s->shelf, NULL, opt->palettes[i], true, err);
+    if (status == CR_OK && opt->pool && !cr_shelf_pool(s->shelf, opt->pool, err))
+        status = err->status;
+    return status;
+}
+
 static enum cr_status fill_options(cr_server *s, const struct cr_serve_options *opt,
                                    struct cr_error *err)
 {
     s->opt = *opt;
     if (!s->opt.max_queue)
         s->opt.max_queue = 16;
+    if (!s->opt.parallel)
+        s->opt.parallel = 4;
     if (!s->opt.max_body)
         s->opt.max_body = (size_t)4 << 20;
-    s->n_models = opt->n_palettes + 1;
-    if (!(s->models = cr_alloc(s->n_models, sizeof *s->models)))
-        return cr_error_set(err, CR_NO_MEMORY, "server: out of memory");
-    s->models[0] = (struct cr_served_palette){"", opt->delta};
-    for (size_t i = 0; i < opt->n_palettes; i++)
-        s->models[i + 1] = opt->palettes[i];
     if (opt->key)
-        hash_text(opt->key, s->key_hash);
+        cr_hash_text(opt->key, s->key_hash);
+    if (opt->admin_key)
+        cr_hash_text(opt->admin_key, s->admin_hash);
+    snprintf(s->fingerprint, sizeof s->fingerprint, "fp_%.12s", cr_model_hash(opt->model));
+    s->max_connections = connection_limit();
+    return fill_shelf(s, err);
+}
+
+static enum cr_status start_http(cr_server *s, int *fd, struct cr_error *err)
+{
+    s->daemon = MHD_start_daemon(
+        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL, NULL,
+        on_call, s, MHD_OPTION_EXTERNAL_LOGGER, on_mhd_log, NULL, MHD_OPTION_LISTEN_SOCKET, *fd,
+        MHD_OPTION_NOTIFY_COMPLETED, on_completed, s, MHD_OPTION_NOTIFY_CONNECTION, on_connection,
+        s, MHD_OPTION_UNESCAPE_CALLBACK, unescape, NULL, MHD_OPTION_CONNECTION_LIMIT,
+        s->max_connections, MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)IDLE_SECONDS,
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_BYTES, MHD_OPTION_STRICT_FOR_CLIENT,
+        1, MHD_OPTION_END);
+    if (!s->daemon)
+        return cr_error_set(err, CR_LIMIT, "server: cannot start on port %d", s->port);
+    *fd = -1; /* the daemon closes it */
     return CR_OK;
+}
+
+size_t cr_server_bytes(const struct cr_serve_options *opt)
+{
+    return cr_lanes_bytes(opt->model, opt->parallel ? opt->parallel : 4, opt->n_ctx);
+}
+
+static void free_server(cr_server *s)
+{
+    cr_worker_free(s->worker);
+    if (s->daemon)
+        MHD_stop_daemon(s->daemon);
+    cr_shelf_free(s->shelf);
+    cr_free(s);
 }
 
 enum cr_status cr_server_start(cr_server **out, const struct cr_serve_options *opt,
@@ -508,6 +509,8 @@ enum cr_status cr_server_start(cr_server **out, const struct cr_serve_options *o
     *out = NULL;
     int fd = -1;
     bool loopback = true;
+    struct cr_error local;
+    err = err ? err : &local;
     cr_server *s = cr_alloc0(1, sizeof *s);
     if (!s)
         return cr_error_set(err, CR_NO_MEMORY, "server: out of memory");
@@ -520,35 +523,26 @@ enum cr_status cr_server_start(cr_server **out, const struct cr_serve_options *o
                               "host %s can be reached from other machines: set a key first", host);
     s->open_host = !loopback;
     if (status == CR_OK)
-        status = cr_worker_new(&s->worker, &s->opt, err);
-    if (status == CR_OK) {
-        s->daemon = MHD_start_daemon(
-            MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL,
-            NULL, on_call, s, MHD_OPTION_EXTERNAL_LOGGER, on_mhd_log, NULL,
-            MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_NOTIFY_COMPLETED, on_completed, s,
-            MHD_OPTION_CONNECTION_LIMIT, (unsigned)MAX_CONNECTIONS, MHD_OPTION_CONNECTION_TIMEOUT,
-            (unsigned)IDLE_SECONDS, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_BYTES,
-            MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_END);
-        if (!s->daemon)
-            status = cr_error_set(err, CR_LIMIT, "server: cannot start on port %d", s->port);
-        else
-            fd = -1; /* the daemon closes it */
-    }
+        status = cr_worker_new(&s->worker, &s->opt, &s->metrics, err);
+    if (status == CR_OK)
+        status = start_http(s, &fd, err);
     if (fd >= 0)
         close(fd);
-    if (status != CR_OK) {
-        cr_worker_free(s->worker);
-        cr_free(s->models);
-        cr_free(s);
-        return status;
-    }
-    *out = s;
-    return CR_OK;
+    if (status != CR_OK)
+        free_server(s);
+    else
+        *out = s;
+    return status;
 }
 
 int cr_server_port(const cr_server *s)
 {
     return s->port;
+}
+
+enum cr_status cr_server_reload(cr_server *s, size_t *n_changed, struct cr_error *err)
+{
+    return cr_shelf_reload(s->shelf, n_changed, err);
 }
 
 void cr_server_stop(cr_server *s, int drain_ms)
@@ -561,8 +555,10 @@ void cr_server_stop(cr_server *s, int drain_ms)
     for (int waited = 0; atomic_load(&s->open_requests) && waited < 1000 && waited < drain_ms;
          waited += 5)
         nanosleep(&nap, NULL); /* the last bytes are on their way */
-    cr_worker_free(s->worker);
-    MHD_stop_daemon(s->daemon);
-    cr_free(s->models);
-    cr_free(s);
+    free_server(s);
+}
+
+int cr_server_ctx(const cr_server *s)
+{
+    return s->opt.n_ctx ? s->opt.n_ctx : cr_model_info(s->opt.model)->n_ctx_train;
 }

@@ -91,16 +91,25 @@ static void test_refuses_by_name(void **state)
     expect_refused(true, CHAT(",\"stop\":5"), "stop");
     expect_refused(true, CHAT(",\"stop\":[\"\"]"), "stop");
     expect_refused(true, CHAT(",\"n\":1000"), "n");
-    expect_refused(true, CHAT(",\"n\":2"), "n");
+    expect_refused(true, CHAT(",\"n\":0"), "n");
     expect_refused(true, CHAT(",\"top_logprobs\":5"), "top_logprobs");
     expect_refused(true, CHAT(",\"logprobs\":true,\"top_logprobs\":1000000"), "top_logprobs");
-    expect_refused(true, CHAT(",\"logit_bias\":{\"1\":2}"), "logit_bias");
+    expect_refused(true, CHAT(",\"logit_bias\":{\"x\":2}"), "logit_bias");
+    expect_refused(true, CHAT(",\"logit_bias\":{\"1\":101}"), "logit_bias");
     expect_refused(true, CHAT(",\"tools\":[{}]"), "tools");
-    expect_refused(true, CHAT(",\"response_format\":{\"type\":\"json_object\"}"),
+    expect_refused(true, CHAT(",\"tool_choice\":\"required\""), "tool_choice");
+    expect_refused(true, CHAT(",\"functions\":[{}]"), "functions");
+    expect_refused(true, CHAT(",\"response_format\":{\"type\":\"xml\"}"), "response_format");
+    expect_refused(true, CHAT(",\"response_format\":{\"type\":\"json_schema\"}"),
                    "response_format");
-    expect_refused(true, CHAT(",\"presence_penalty\":1"), "presence_penalty");
+    expect_refused(true, CHAT(",\"presence_penalty\":3"), "presence_penalty");
+    expect_refused(true, CHAT(",\"audio\":{\"voice\":\"x\"}"), "audio");
+    expect_refused(true, CHAT(",\"modalities\":[\"text\",\"audio\"]"), "modalities");
+    expect_refused(true, CHAT(",\"crayon\":{\"route\":\"moon\"}"), "crayon.route");
+    expect_refused(true, CHAT(",\"lora\":[{\"id\":0}]"), "lora");
     expect_refused(true, CHAT(",\"stream_options\":{}"), "stream_options");
     expect_refused(true, CHAT(",\"seed\":1e400"), "");
+    expect_refused(false, "{\"model\":\"m\",\"prompt\":\"x\",\"best_of\":2}", "best_of");
     expect_refused(false, "{\"model\":\"m\"}", "prompt");
     expect_refused(false, "{\"model\":\"m\",\"prompt\":[]}", "prompt");
     expect_refused(false, "{\"model\":\"m\",\"prompt\":[1,\"a\"]}", "prompt");
@@ -109,6 +118,101 @@ static void test_refuses_by_name(void **state)
     expect_refused(false, "{\"model\":\"m\",\"prompt\":\"x\",\"suffix\":\"y\"}", "suffix");
     expect_refused(false, "{\"model\":\"m\",\"prompt\":\"x\",\"echo\":true,\"stream\":true}",
                    "stream");
+}
+
+/* 32, 33: every integer field at its limits and past them. */
+static void test_attack_33_integer_fields(void **state)
+{
+    (void)state;
+    static const struct {
+        bool chat;
+        const char *name;
+        long long min, max;
+    } fields[] = {{true, "max_tokens", 1, 1 << 20},    {true, "max_completion_tokens", 1, 1 << 20},
+                  {false, "max_tokens", 0, 1 << 20},   {true, "n", 1, CR_API_MAX_N},
+                  {true, "top_k", 0, 1 << 20},         {false, "logprobs", 0, CR_API_MAX_TOP},
+                  {true, "seed", INT64_MIN, INT64_MAX}};
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+        const long long values[] = {INT64_MIN,     -1,       0, 1, fields[i].min, fields[i].min - 1,
+                                    fields[i].max, INT64_MAX};
+        for (size_t k = 0; k < sizeof values / sizeof *values; k++) {
+            char body[256];
+            struct cr_api_request r;
+            struct cr_api_error e;
+            bool good = values[k] >= fields[i].min && values[k] <= fields[i].max;
+            snprintf(body, sizeof body,
+                     fields[i].chat ? "{\"model\":\"m\",\"messages\":[{\"role\":\"user\","
+                                      "\"content\":\"x\"}],\"%s\":%lld}"
+                                    : "{\"model\":\"m\",\"prompt\":\"x\",\"%s\":%lld}",
+                     fields[i].name, values[k]);
+            if (cr_api_parse(&r, fields[i].chat ? CR_API_CHAT : CR_API_COMPLETIONS, body,
+                             strlen(body), &e) != good)
+                fail_msg("%s: %s", body, good ? e.msg : "accepted");
+            if (!good && strcmp(e.param, fields[i].name) != 0)
+                fail_msg("%s: param %s", body, e.param);
+            cr_api_request_deinit(&r);
+        }
+        char wrong[256];
+        for (int k = 0; k < 2; k++) {
+            snprintf(wrong, sizeof wrong,
+                     "{\"model\":\"m\",\"prompt\":\"x\",\"messages\":[{\"role\":"
+                     "\"user\",\"content\":\"x\"}],\"%s\":%s}",
+                     fields[i].name, k ? "1.5" : "\"5\"");
+            expect_refused(fields[i].chat, wrong, fields[i].name);
+        }
+    }
+}
+
+static void test_dialects_become_one_request(void **state)
+{
+    (void)state;
+    static const struct {
+        enum cr_api_kind kind;
+        const char *body;
+    } cases[] = {
+        {CR_API_CHAT,
+         "{\"model\":\"m\",\"messages\":[{\"role\":\"system\",\"content\":\"s\"},{\"role\":"
+         "\"user\",\"content\":\"u\"},{\"role\":\"assistant\",\"content\":null,\"tool_calls\":"
+         "[{\"id\":\"c\",\"type\":\"function\",\"function\":{\"name\":\"f\",\"arguments\":"
+         "\"{\\\"a\\\":1}\"}}]},{\"role\":\"tool\",\"tool_call_id\":\"c\",\"content\":\"r\"}],"
+         "\"max_tokens\":9}"},
+        {CR_API_RESPONSES, "{\"model\":\"m\",\"instructions\":\"s\",\"input\":[{\"role\":\"user\","
+                           "\"content\":[{\"type\":"
+                           "\"input_text\",\"text\":\"u\"}]},{\"type\":\"function_call\",\"call_"
+                           "id\":\"c\",\"name\":\"f\","
+                           "\"arguments\":\"{\\\"a\\\":1}\"},{\"type\":\"function_call_output\","
+                           "\"call_id\":\"c\",\"output\":"
+                           "\"r\"}],\"max_output_tokens\":9}"},
+        {CR_API_MESSAGES, "{\"model\":\"m\",\"system\":\"s\",\"max_tokens\":9,\"messages\":[{"
+                          "\"role\":\"user\",\"content\":"
+                          "\"u\"},{\"role\":\"assistant\",\"content\":[{\"type\":\"tool_use\","
+                          "\"id\":\"c\",\"name\":\"f\","
+                          "\"input\":{\"a\":1}}]},{\"role\":\"user\",\"content\":[{\"type\":\"tool_"
+                          "result\",\"tool_use_id\":"
+                          "\"c\",\"content\":\"r\"}]}]}"},
+        {CR_API_OLLAMA_CHAT, "{\"model\":\"m\",\"messages\":[{\"role\":\"system\",\"content\":"
+                             "\"s\"},{\"role\":\"user\","
+                             "\"content\":\"u\"},{\"role\":\"assistant\",\"content\":\"\",\"tool_"
+                             "calls\":[{\"function\":{\"name\":"
+                             "\"f\",\"arguments\":{\"a\":1}}}]},{\"role\":\"tool\",\"content\":"
+                             "\"r\"}],\"options\":{\"num_predict"
+                             "\":9}}"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct cr_api_request r;
+        struct cr_api_error e;
+        if (!cr_api_parse(&r, cases[i].kind, cases[i].body, strlen(cases[i].body), &e))
+            fail_msg("%zu: %s", i, e.msg);
+        assert_int_equal(r.n_messages, 4);
+        assert_int_equal(r.max_tokens, 9);
+        assert_string_equal(r.messages[0].content, "s");
+        assert_string_equal(r.messages[1].content, "u");
+        assert_string_equal(
+            r.messages[2].content,
+            "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\":1}}\n</tool_call>");
+        assert_string_equal(r.messages[3].role, "user");
+        assert_string_equal(r.messages[3].content, "<tool_response>\nr\n</tool_response>");
+        cr_api_request_deinit(&r);
+    }
 }
 
 static void test_refuses_invalid_utf8_and_deep_json(void **state)
@@ -140,6 +244,8 @@ int main(void)
         cmocka_unit_test(test_reads_a_chat_request),
         cmocka_unit_test(test_reads_prompts_in_four_forms),
         cmocka_unit_test(test_refuses_by_name),
+        cmocka_unit_test(test_attack_33_integer_fields),
+        cmocka_unit_test(test_dialects_become_one_request),
         cmocka_unit_test(test_refuses_invalid_utf8_and_deep_json),
         cmocka_unit_test(test_text_is_always_valid),
     };
