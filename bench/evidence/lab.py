@@ -1,0 +1,572 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""The study's laboratory: trains pools and LoRAs and scores every row of docs/evidence.md, in PyTorch.
+
+usage: lab.py --model MODEL.gguf --pack PACK.npz --plan PLAN.json --out FOLDER [--deadline SECONDS]
+              [--device cuda] [--small]
+
+PLAN lists jobs by importance; each is one training with all the rows (ways to answer) that use it. A
+job's result is OUT/NAME.json, written when it ends: a stopped run goes on where it was, and several
+processes (one a GPU) may share a folder. No job starts that would not end before the deadline. Rows
+never choose anything by unseen tasks: variants are all recorded, report.py picks by validation tasks.
+Development only; needs torch, numpy, gguf.
+"""
+import argparse
+import json
+import os
+import sys
+import time
+import traceback
+
+import numpy as np
+import torch
+
+import lab_solve as S
+from lab_data import GIVEN, TEST, TRAIN, Batches, Data, RowSet, embed
+from lab_model import LINEARS, Adapters, Base, forward, layer
+
+START = time.time()
+
+
+def log(*x):
+    print("%7.1f" % (time.time() - START), *x, flush=True)
+
+
+class Lab:
+    """What all jobs share: data, base model, embeddings, the sets of rows."""
+
+    def __init__(self, args):
+        self.args, self.dev = args, args.device
+        dtype = torch.bfloat16 if self.dev.startswith("cuda") else torch.float32
+        self.base = Base(args.model, self.dev, dtype)
+        self.data = d = Data(args.pack)
+        self.fn = torch.compile(layer, dynamic=False) if self.dev.startswith("cuda") and not args.no_compile else layer
+        self.tasks = [t for t in range(len(d.names)) if len(d.of[t, TEST])]  # evaluated
+        self.number = {t: k for k, t in enumerate(self.tasks)}
+        self.pool_tasks = [t for t in range(len(d.names)) if len(d.of[t, TRAIN])]
+        self.test = RowSet(d, np.concatenate([d.of[t, TEST] for t in self.tasks]), self.base)
+        self.test_task = torch.as_tensor([self.number[t] for t in self.test.task], device=self.dev)
+        log("test rows", len(self.test), "tokens", self.test.tokens)
+        self.sets, self.given_cache = {}, {}
+        self.views()
+
+    def views(self):
+        """Embeddings of test, given and some training rows; statistics over the training rows."""
+        d = self.data
+        cap = 32 if self.args.small else 128
+        train = np.concatenate([d.of[t, TRAIN][:cap] for t in self.pool_tasks])
+        given = np.concatenate([d.of[t, GIVEN] for t in self.tasks])
+        idx = np.concatenate((train, given, self.test.idx))
+        raw = embed(self.base, d, idx)
+        self.at = {int(i): k for k, i in enumerate(idx)}
+        n = len(train)
+        self.unit, self.proto = {}, {}
+        who = torch.as_tensor([self.pool_tasks.index(t) for t in d.task[train]], device=self.dev)
+        for name, x in zip(("qx", "mid"), raw):
+            x = x - x[:n].mean(0)
+            if name == "mid":
+                x = x / x[:n].std(0).clamp(min=1e-6)
+            self.unit[name] = S.unit(x)
+            self.proto[name] = S.unit(S.mean_by(self.unit[name][:n], who, len(self.pool_tasks)))
+        self.test_unit = {v: self.unit[v][n + len(given):] for v in self.unit}
+        log("embedded", len(idx), "rows")
+
+    def given_rows(self, seed, n=8, tasks=None):
+        """(RowSet of the users' examples, task number per row)."""
+        key = (seed, n, None if tasks is None else tuple(tasks))
+        if key not in self.given_cache:
+            idx = [self.data.given(t, seed, n) for t in (tasks or self.tasks)]
+            who = torch.as_tensor(np.repeat([self.number[t] for t in (tasks or self.tasks)], [len(i) for i in idx]), device=self.dev)
+            self.given_cache[key] = RowSet(self.data, np.concatenate(idx), self.base), who
+        return self.given_cache[key]
+
+    def centre(self, view, seed, n=8):
+        """Unit task embedding [tasks, d] from the examples."""
+        rows, who = self.given_rows(seed, n)
+        at = torch.as_tensor([self.at[int(i)] for i in rows.idx], device=self.dev)
+        return S.unit(S.mean_by(self.unit[view][at], who, len(self.tasks)))
+
+    def shots(self, seed, n=5):
+        """Test rows with n worked examples in front."""
+        d, front = self.data, {}
+        for t in self.tasks:
+            ids = []
+            for i in d.given(t, seed, 8)[:n]:
+                ids += d.prompt(i) + d.answer(i) + [d.newline]
+            for i in d.of[t, TEST]:
+                front[i] = ids
+        return RowSet(d, self.test.idx, self.base, shots=front)
+
+
+class Job:
+    def __init__(self, lab, spec, out):
+        self.lab, self.spec, self.out = lab, spec, out
+        self.seed, self.n, self.kind = spec.get("seed", 1), spec.get("n", 1), spec["kind"]
+        self.result = {"job": spec, "rows": {}, "model": os.path.basename(lab.args.model), "device": device_name(lab.dev)}
+        self.shots = spec.get("shots", 8)
+        self.light = spec.get("light", False)
+
+    # ---- rows ----
+    def record(self, name, score, begin, **more):
+        lab = self.lab
+        ok = score[0] > 0.5
+        by = {}
+        for k, t in enumerate(lab.tasks):
+            by.setdefault(lab.data.groups[lab.data.group[t]], []).append(ok[lab.test_task_np == k].mean())
+        macro = {g: round(100 * float(np.mean(v)), 2) for g, v in by.items()}
+        self.result["rows"][name] = {"bits": np.packbits(ok).tobytes().hex(), "macro": macro,
+                                     "loss": round(float(score[1].mean()), 4), "s": round(time.time() - begin, 2), **more}
+        log(self.spec["name"], name, macro)
+
+    def weighted(self, name, w, begin, form=None, keep=False, by_row=False, **more):
+        """Scores weights [tasks, n], or by test row."""
+        lab = self.lab
+        score = lab.test.score(form or self.form, self.ad, w if by_row else w[lab.test_task], self.pool.scale)
+        if keep:
+            self.out_scores[name] = lab.test.option_scores()
+        self.record(name, score, begin, **more)
+
+    # ---- training ----
+    def train(self):
+        lab, spec = self.lab, self.spec
+        tasks = [t for t in lab.pool_tasks if spec.get("tasks", "all") == "all" or lab.data.clear[t]]
+        if spec.get("n_tasks"):
+            tasks = sorted(np.random.default_rng(1).permutation(tasks)[:spec["n_tasks"]].tolist())
+        self.tasks = tasks
+        lines, s = (4, 256) if lab.args.small else (48, 256)
+        epochs = spec.get("epochs", 2)
+        bt = Batches(lab.data, tasks, self.seed, epochs, lines, s)
+        dev, base = lab.dev, lab.base
+        ids, pos, row, task, src, target, weight = (torch.as_tensor(x, device=dev) for x in (
+            bt.ids, bt.pos, bt.row, bt.task, bt.src, bt.target, bt.weight))
+        form = {"library": "shared", "centroid": "shared", "lora": "plain", "clusters": "separate"}[self.kind]
+        self.form = form
+        rank = spec.get("rank", 8)
+        self.pool = pool = Adapters(base, form, self.n, rank, 2.0, self.seed)
+        params, groups = pool.tensors(), []
+        for p in params:
+            p.requires_grad_()
+        lr = spec["lr"]
+        groups.append({"params": params, "lr": lr})
+        w_table = None
+        if self.kind == "library":
+            g = torch.Generator().manual_seed(self.seed + 1000)
+            a = 1 / self.n + 0.5 * torch.randn(len(tasks), self.n, generator=g) / self.n ** 0.5
+            self.a = a.to(dev).requires_grad_()
+            groups.append({"params": [self.a], "lr": spec.get("lr_weights", 10 * lr),
+                           "weight_decay": spec.get("decay", 0.0)})
+        elif self.kind in ("centroid", "clusters"):
+            self.cluster(tasks)
+            at = torch.as_tensor([lab.pool_tasks.index(t) for t in lab.data.task[bt.row_id]], device=dev)
+            if self.kind == "clusters":  # a task's rows go to the task's own cluster
+                w_table = torch.nn.functional.one_hot((lab.proto["mid"] @ self.c.T).argmax(1), self.n)[at].float()
+            else:
+                u = self.row_units(bt.row_id, "qx")
+                w_table = (u @ self.c.T / self.tau).softmax(1)
+        opt = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, fused=dev.startswith("cuda"))
+        base_lr = [x["lr"] for x in opt.param_groups]
+        warm, losses = max(1, bt.n // 20), []
+        if dev.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats()
+        begin = time.time()
+        for k in range(bt.n):
+            f = (k + 1) / warm if k < warm else 0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * (k - warm) / (bt.n - warm)))
+            for x, b in zip(opt.param_groups, base_lr):
+                x["lr"] = b * f
+            w = None
+            if self.kind == "library":
+                w = torch.nn.functional.embedding(task[k].long(), self.a).to(base.dtype)
+            elif w_table is not None:
+                w = w_table[row[k].clamp(min=0).long()].to(base.dtype)
+            h = forward(base, ids[k], pos[k].long(), row[k], torch.zeros_like(row[k]), form, pool.cast(), w, pool.scale, fn=lab.fn)
+            logits = h.flatten(0, 1)[src[k].long()] @ base.head.T
+            loss = (torch.nn.functional.cross_entropy(logits.float(), target[k].long(), reduction="none") * weight[k]).sum()
+            opt.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_([p for x in opt.param_groups for p in x["params"]], 1.0)
+            opt.step()
+            losses.append(loss.detach())
+            if k == 2:
+                sync(dev)
+                begin2, seen = time.time(), 3
+        sync(dev)
+        losses = torch.stack(losses).tolist()
+        tenth = max(1, bt.n // 20)
+        self.result["train"] = {
+            "steps": bt.n, "tokens": bt.tokens, "seconds": round(time.time() - begin, 1), "tasks": len(tasks),
+            "tokens_per_s": round(bt.tokens * (bt.n - 3) / bt.n / (time.time() - begin2)) if bt.n > 3 else 0,
+            "peak_gib": round(torch.cuda.max_memory_allocated() / 2 ** 30, 2) if dev.startswith("cuda") else 0,
+            "loss_first": float(np.mean(losses[:tenth])), "loss_last": float(np.mean(losses[-tenth:])),
+            "parameters": sum(p.numel() for p in params), "lines": lines, "line": s}
+        for p in params:
+            p.requires_grad_(False)
+        if self.kind == "library":
+            self.a = self.a.detach()
+        with torch.no_grad():
+            self.ad = pool.cast()
+        log(spec["name"], self.result["train"])
+
+    def row_units(self, idx, view):
+        """Unit embeddings of training rows (those beyond the cached ones are made here)."""
+        lab = self.lab
+        if not hasattr(lab, "train_units"):
+            lab.train_units = {}
+            every = np.concatenate([lab.data.of[t, TRAIN] for t in lab.pool_tasks])
+            raw = embed(lab.base, lab.data, every)[0]
+            x = S.unit(raw - raw.mean(0))
+            lab.train_units["qx"] = x, {int(i): k for k, i in enumerate(every)}
+        x, at = lab.train_units[view]
+        return x[torch.as_tensor([at[int(i)] for i in idx], device=lab.dev)]
+
+    def cluster(self, tasks):
+        lab = self.lab
+        if self.kind == "clusters":
+            keep = torch.as_tensor([lab.pool_tasks.index(t) for t in tasks], device=lab.dev)
+            self.c = S.kmeans(lab.proto["mid"][keep], self.n, self.seed)
+        else:
+            x = self.row_units(np.concatenate([lab.data.of[t, TRAIN][:64] for t in tasks]), "qx")
+            self.c = S.kmeans(x, self.n, self.seed, restarts=3)
+            self.tau = S.fit_tau(x @ self.c.T)
+
+    # ---- the rows of each kind ----
+    def run(self):
+        lab = self.lab
+        lab.test_task_np = lab.test_task.cpu().numpy()
+        self.out_scores = {}
+        begin = time.time()
+        getattr(self, "rows_" + self.kind)()
+        self.result["seconds"] = round(time.time() - begin, 1)
+        name = os.path.join(self.out, self.spec["name"])
+        if self.out_scores:
+            np.savez_compressed(name + ".scores.npz", **{k.replace(":", "_"): np.concatenate(v).astype(np.float16)
+                                                         for k, v in self.out_scores.items()})
+        if self.spec.get("keep_pool"):
+            self.save(name)
+        with open(name + ".json.tmp", "w") as f:
+            json.dump(self.result, f)
+        os.replace(name + ".json.tmp", name + ".json")
+
+    def save(self, name):
+        """The trained tensors as float16, for lab_pool.py."""
+        x = {k: v.cpu().half().numpy() for n in LINEARS for k, v in (("a_" + n, self.pool.a[n]), ("b_" + n, self.pool.b[n]))}
+        if self.kind == "library":
+            x["weights"] = self.a.cpu().numpy()
+        np.savez(name + ".pool.npz", names=np.array([self.lab.data.names[t] for t in self.tasks]), scale=self.pool.scale, **x)
+
+    def rows_base(self):
+        lab = self.lab
+        self.form, self.ad = None, None
+        begin = time.time()
+        score = lab.test.score()
+        self.out_scores["base"] = lab.test.option_scores()
+        self.record("base", score, begin)
+        self.result["test_rows"] = [int(i) for i in lab.test.idx]
+        self.result["test_task"] = [lab.data.names[t] for t in lab.test.task]
+        self.result["group"] = {lab.data.names[t]: lab.data.groups[lab.data.group[t]] for t in lab.tasks}
+        for s in self.spec.get("seeds", [1]):
+            begin = time.time()
+            rows = lab.shots(s)
+            self.record("base 5-shot seed %d" % s, rows.score(), begin)
+        self.scope()
+
+    def scope(self):
+        """AUROC of a test row's cosine to its own task's examples against rows of other tasks."""
+        lab, out = self.lab, {}
+        rng = np.random.default_rng(1)
+        for view in ("qx", "mid"):
+            c = lab.centre(view, 1)
+            sim = (lab.test_unit[view] @ c.T).cpu().numpy()  # [rows, tasks]
+            for k, t in enumerate(lab.tasks):
+                mine = lab.test_task_np == k
+                other = rng.permutation(np.flatnonzero(~mine))[:400]
+                a, b = sim[mine, k], sim[other, k]
+                auc = (a[:, None] > b[None]).mean() + 0.5 * (a[:, None] == b[None]).mean()
+                out.setdefault(view, {})[lab.data.names[t]] = round(float(auc), 4)
+            out[view + " own"] = [round(float(x), 4) for x in sim[np.arange(len(sim)), lab.test_task_np]]
+        self.result["scope"] = out
+
+    def anchor(self, label, per, rank, grid, given_seed, groups=("validation", "unseen", "mmlu", "pool")):
+        """Gradient steps on each task's own rows, from the adapters that per(tasks) gives."""
+        lab, d = self.lab, self.lab.data
+        every = [t for t in lab.tasks if d.groups[d.group[t]] in groups]
+        size = self.spec.get("anchor_tasks") or (24 if rank > 64 else 96)
+        for lr, marks in grid:
+            begin, score = time.time(), {k: np.zeros((3, len(lab.test))) for k in marks}
+            tuned = 0.0
+            # tasks whose rows need about as many lines go together
+            length = {t: sum(len(d.prompt(i)) for i in d.given(t, given_seed, self.shots)) for t in every}
+            every.sort(key=lambda t: length[t])
+            for c in range(0, len(every), size):
+                tasks = every[c:c + size]
+                tune = RowSet(d, np.concatenate([d.given(t, given_seed, self.shots) for t in tasks]), lab.base, right_only=True, by_task=True, lengths=(512,))
+                test = RowSet(d, np.concatenate([d.of[t, TEST] for t in tasks]), lab.base, by_task=True, lengths=(512,))
+                at = torch.as_tensor([lab.number[t] for t in tasks], device=lab.dev)
+                ta = S.TaskAdapters(lab.base, per(at), self.pool.scale)
+                where = np.concatenate([np.flatnonzero(lab.test_task_np == lab.number[t]) for t in tasks])
+
+                def mark(k):
+                    score[k][:, where] = ta.score(test)
+                t0 = time.time()
+                ta.tune(tune, lr, max(marks), marks, mark)
+                sync(lab.dev)
+                tuned += time.time() - t0
+                del ta
+            for k in marks:
+                self.record("%s lr %g steps %d" % (label, lr, k), score[k], begin, tune_s=round(tuned, 1))
+
+    def rows_lora(self):
+        lab, seed = self.lab, self.seed
+        self.train()
+        begin = time.time()
+        self.weighted_plain("one LoRA", begin)
+        if self.light:
+            return
+        groups = self.spec.get("groups", 0)
+        if groups:  # REFINE over the rank groups
+            self.form, self.pool.n, self.pool.rank = "separate", groups, self.spec["rank"] * self.n // groups
+            rows, who = lab.given_rows(seed, self.shots)
+            losses = S.Losses(rows, who, len(lab.tasks), self.form, self.ad, self.pool.scale)
+            begin = time.time()
+            one = torch.ones(len(lab.tasks), groups, device=lab.dev)
+            for sigma in self.spec.get("sigmas", [0.3]):
+                for k, w in S.refine(losses, one, sigma, 32, seed, marks=(32,)).items():
+                    self.weighted("one LoRA, REFINE %d sigma %g" % (k, sigma), w, begin)
+        if self.spec.get("anchor"):
+            full = lambda at: {n: (self.pool.a[n][None].expand(len(at), -1, -1, -1), self.pool.b[n][None].expand(len(at), -1, -1, -1)) for n in LINEARS}
+            clone = lambda at: {n: tuple(x.clone() for x in v) for n, v in full(at).items()}
+            self.anchor("one LoRA + gradient", clone, self.spec["rank"] * self.n if groups == 0 else groups * self.pool.rank,
+                        [(lr, tuple(m)) for lr, m in self.spec["anchor"]], seed, self.spec.get("anchor_groups", ("validation", "unseen", "mmlu", "pool")))
+
+    def weighted_plain(self, name, begin):
+        lab = self.lab
+        score = lab.test.score("plain", self.ad, None, self.pool.scale)
+        self.out_scores[name] = lab.test.option_scores()
+        self.record(name, score, begin)
+
+    def searches(self, losses, starts, sigma, not_negative, a_std=None):
+        """PICK, REFINE and tuned rows from starts [(name, w)]."""
+        seed = self.seed
+        begin = time.time()
+        w0, at = S.pick(losses, [w for _, w in starts])
+        self.weighted("PICK", w0, begin, starts=[n for n, _ in starts], picked=np.bincount(at.cpu().numpy(), minlength=len(starts)).tolist())
+        begin = time.time()
+        marks = tuple(self.spec.get("evals", (32, 128)))
+        for k, w in S.refine(losses, w0, sigma, max(marks), seed, not_negative, marks).items():
+            self.weighted("REFINE %d" % k, w, begin, keep=k == min(marks))
+            if k == min(marks):
+                self.refined = w
+            self.weighted("REFINE %d averaged with PICK" % k, (w + w0) / 2, begin)
+        for lr, pull, marks in self.spec.get("tuned", []):
+            begin = time.time()
+            for k, w in S.tune_weights(losses, w0, lr, max(marks), pull, tuple(marks)).items():
+                self.weighted("tuned weights lr %g pull %g steps %d" % (lr, pull, k), w, begin)
+        return w0
+
+    def rows_library(self):
+        lab, seed, dev = self.lab, self.seed, self.lab.dev
+        self.train()
+        nt = len(lab.tasks)
+        keep = torch.as_tensor([lab.pool_tasks.index(t) for t in self.tasks], device=dev)
+        proto = {v: lab.proto[v][keep] for v in lab.proto}
+        sim = {v: lab.centre(v, seed, self.shots) @ proto[v].T for v in proto}
+        knn = lambda s, tau: (s / tau).softmax(1) @ self.a
+        mean = self.a.mean(0)[None].expand(nt, -1)
+        begin = time.time()
+        self.weighted("KNN middle", knn(sim["mid"], 0.03), begin, keep=True)
+        rows, who = lab.given_rows(seed, self.shots)
+        losses = S.Losses(rows, who, nt, self.form, self.ad, self.pool.scale)
+        starts = [("knn .03", knn(sim["mid"], 0.03)), ("knn .1", knn(sim["mid"], 0.1)), ("knn .3", knn(sim["mid"], 0.3)),
+                  ("mean", mean), ("nearest", self.a[sim["mid"].argmax(1)])]
+        sigma = 0.3 * float(self.a.var(0).mean().sqrt())
+        if self.light:
+            self.searches(losses, starts, sigma, False)
+            return
+        self.weighted("uniform", torch.full((nt, self.n), 1 / self.n, device=dev), time.time())
+        self.weighted("MEAN", mean, time.time())
+        for v, label in (("qx", "q_x"), ("mid", "middle")):
+            self.weighted("NEAREST " + label, self.a[sim[v].argmax(1)], time.time())
+            if v == "qx":
+                self.weighted("KNN " + label, knn(sim[v], 0.03), time.time())
+        for tau in (0.1,):
+            self.weighted("KNN middle tau %g" % tau, knn(sim["mid"], tau), time.time())
+        q = lab.test_unit["mid"] @ proto["mid"].T
+        self.weighted("per query KNN middle", knn(q, 0.03), time.time(), by_row=True)
+        self.weighted("per query and examples KNN middle", knn((q + sim["mid"][lab.test_task]) / 2, 0.03), time.time(), by_row=True)
+        name = {lab.data.names[t]: k for k, t in enumerate(self.tasks)}
+        own = torch.stack([self.a[name[lab.data.names[t]]] if lab.data.names[t] in name else mean[0] for t in lab.tasks])
+        self.weighted("told which task", own, time.time())
+        w0 = self.searches(losses, starts, sigma, False)
+        for n in self.spec.get("shots_list", []):
+            self.other_examples("%d examples" % n, lab.given_rows(seed, n), lab.centre("mid", seed, n), proto, knn, mean, sigma)
+        if self.spec.get("robust"):
+            self.robust(proto, knn, mean, sigma)
+        if self.spec.get("anchor"):
+            for label, w in (("blend + gradient", w0), ("REFINE + gradient", self.refined)):
+                if label in self.spec.get("anchor_from", ["blend + gradient"]):
+                    self.anchor(label, lambda at: self.pool.blended(w[at]), self.pool.rank,
+                                [(lr, tuple(m)) for lr, m in self.spec["anchor"]], seed)
+
+    def other_examples(self, label, given, centre, proto, knn, mean, sigma):
+        """KNN, PICK and REFINE from other examples than the usual ones."""
+        lab = self.lab
+        rows, who = given
+        losses = S.Losses(rows, who, len(lab.tasks), self.form, self.ad, self.pool.scale)
+        s = centre @ proto["mid"].T
+        begin = time.time()
+        self.weighted("KNN middle, " + label, knn(s, 0.03), begin)
+        w0, _ = S.pick(losses, [knn(s, 0.03), knn(s, 0.1), knn(s, 0.3), mean, self.a[s.argmax(1)]])
+        self.weighted("PICK, " + label, w0, begin)
+        self.weighted("REFINE, " + label, S.refine(losses, w0, sigma, 32, self.seed)[32], begin)
+
+    def robust(self, proto, knn, mean, sigma):
+        """Examples that are half or wholly those of another task."""
+        lab, d = self.lab, self.lab.data
+        shuffled = np.random.default_rng(7).permutation(lab.tasks)
+        other = dict(zip(shuffled.tolist(), np.roll(shuffled, 1).tolist()))
+        for label, share in (("half of another task", 2), ("all of another task", 1)):
+            idx, who = [], []
+            for t in lab.tasks:
+                own, wrong = list(d.given(t, self.seed)), list(d.given(int(other[t]), self.seed))
+                mine = wrong if share == 1 else [x for p in zip(own[:4], wrong[:4]) for x in p]
+                idx += mine
+                who += [lab.number[t]] * len(mine)
+            who = torch.as_tensor(who, device=lab.dev)
+            at = torch.as_tensor([lab.at[int(i)] for i in idx], device=lab.dev)
+            centre = {"mid": S.unit(S.mean_by(lab.unit["mid"][at], who, len(lab.tasks)))}
+            self.other_examples(label, (RowSet(d, np.array(idx), lab.base), who), centre["mid"], proto, knn, mean, sigma)
+
+    def rows_centroid(self):
+        lab, seed = self.lab, self.seed
+        self.train()
+        nt = len(lab.tasks)
+        q = lab.centre("qx", seed, self.shots)
+        soft = (q @ self.c.T / self.tau).softmax(1)
+        self.weighted("centroid SOFTMAX", soft, time.time(), keep=True)
+        if self.light:
+            return
+        by_row = (lab.test_unit["qx"] @ self.c.T / self.tau).softmax(1)
+        rows, who = lab.given_rows(seed, self.shots)
+        at = torch.as_tensor([lab.at[int(i)] for i in rows.idx], device=lab.dev)
+        meanw = S.mean_by((lab.unit["qx"][at] @ self.c.T / self.tau).softmax(1), who, nt)
+        near = torch.nn.functional.one_hot((q @ self.c.T).argmax(1), self.n).float()
+        simp = S.simplex(q, self.c)
+        uni = torch.full((nt, self.n), 1 / self.n, device=lab.dev)
+        for name, w in (("uniform", uni), ("NEAREST", near), ("MEANW", meanw), ("SIMPLEX", simp)):
+            self.weighted("centroid " + name, w, time.time())
+        self.weighted("centroid per query", by_row, time.time(), by_row=True)
+        losses = S.Losses(rows, who, nt, self.form, self.ad, self.pool.scale)
+        starts = [("softmax", soft), ("meanw", meanw), ("simplex", simp), ("uniform", uni), ("nearest", near)]
+        w0, _ = S.pick(losses, [w for _, w in starts])
+        self.weighted("centroid PICK", w0, time.time())
+        begin = time.time()
+        for k, w in S.refine(losses, w0, 0.3 * (1 / self.n) ** 0.5, 32, seed, True).items():
+            self.weighted("centroid REFINE %d" % k, w, begin)
+
+    def rows_clusters(self):
+        """Separate adapters by cluster: LoRAHub, AdapterSoup, Arrow and their like."""
+        lab, seed = self.lab, self.seed
+        self.train()
+        nt, n = len(lab.tasks), self.n
+        q = lab.centre("mid", seed, self.shots)
+        s = q @ self.c.T
+        for k in (1, 3, 5):
+            w = torch.zeros(nt, n, device=lab.dev).scatter_(1, s.topk(min(k, n), 1).indices, 1 / min(k, n))
+            self.weighted("AdapterSoup k %d" % k, w, time.time())
+            if self.light:
+                return
+        self.weighted("clusters uniform", torch.full((nt, n), 1 / n, device=lab.dev), time.time())
+        begin = time.time()
+        score = lab.test.score("arrow", self.pool.arrow(), None, self.pool.scale)
+        self.record("Arrow", score, begin)
+        rows, who = lab.given_rows(seed, self.shots)
+        losses = S.Losses(rows, who, nt, self.form, self.ad, self.pool.scale)
+        zero = torch.zeros(nt, n, device=lab.dev)
+        for sigma in (0.05, 0.15):
+            begin = time.time()
+            for k, w in S.refine(losses, zero, sigma, 40, seed, l1=0.05).items():
+                self.weighted("LoRAHub %d sigma %g" % (k, sigma), w.clamp(-1.5, 1.5), begin)
+        begin = time.time()
+        w3 = torch.zeros(nt, n, device=lab.dev).scatter_(1, s.topk(min(3, n), 1).indices, 1 / min(3, n))
+        for k, w in S.refine(losses, w3, 0.1, 32, seed).items():
+            self.weighted("AdapterSoup k 3 + REFINE %d" % k, w, begin)
+
+
+def sync(dev):
+    if dev.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def device_name(dev):
+    return torch.cuda.get_device_name(0) if dev.startswith("cuda") else "CPU"
+
+
+def best_lr(plan, spec, out):
+    """The learning rate of the same kind's light jobs with the best validation accuracy, or None while some
+    are missing."""
+    best = None
+    for other in plan:
+        if other.get("tries") != spec["lr_from"]:
+            continue
+        path = os.path.join(out, other["name"] + ".json")
+        if not os.path.exists(path):
+            return None
+        r = json.load(open(path))
+        got = max(x["macro"].get("validation", 0) for n, x in r["rows"].items() if n in spec["lr_row"])
+        best = max(best or (0, 0), (got, other["lr"]))
+    return best[1]
+
+
+def main():
+    p = argparse.ArgumentParser()
+    for n in ("model", "pack", "plan", "out"):
+        p.add_argument("--" + n, required=True)
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--deadline", type=float, default=1e9, help="seconds from the start")
+    p.add_argument("--job-s", type=float, default=0, help="start no job with less time than this left")
+    p.add_argument("--small", action="store_true")
+    p.add_argument("--no-compile", action="store_true")
+    args = p.parse_args()
+    torch.manual_seed(1)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    os.makedirs(args.out, exist_ok=True)
+    lab, plan = Lab(args), json.load(open(args.plan))
+    torch._dynamo.config.cache_size_limit = 64
+    while True:
+        waiting = ran = False
+        for spec in plan:
+            path = os.path.join(args.out, spec["name"])
+            if os.path.exists(path + ".json") or os.path.exists(path + ".lock"):
+                continue
+            if time.time() - START > args.deadline - max(args.job_s, spec.get("needs_s", 0)):
+                continue
+            if "lr_from" in spec:
+                lr = best_lr(plan, spec, args.out)
+                if lr is None:
+                    waiting = True
+                    continue
+                spec["lr"] = lr
+            try:
+                os.mkdir(path + ".lock")
+            except FileExistsError:
+                continue
+            ran = True
+            try:
+                begin = time.time()
+                Job(lab, spec, args.out).run()
+                log(spec["name"], "done in %.1f s" % (time.time() - begin))
+            except Exception:
+                with open(path + ".failed", "w") as f:
+                    traceback.print_exc(file=f)
+                traceback.print_exc()
+            if lab.dev.startswith("cuda"):
+                torch.cuda.empty_cache()
+            break
+        if not ran:
+            if not waiting or time.time() - START > args.deadline - args.job_s:
+                break
+            time.sleep(0.5)
+    log("end")
+
+
+sys.setrecursionlimit(10000)
+main()

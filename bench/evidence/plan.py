@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the list of jobs for lab.py, by importance.
+
+usage: plan.py smollm2|15m > plan.json
+
+Every kind of training tries three learning rates for one epoch with seed 1; the rate with the best
+validation accuracy of the kind's own row is used for all its seeds. Then two epochs with seeds 1 to 3,
+and ablations with seed 1. r is 8; N is 32 (SmolLM2) or 16 (15M).
+"""
+import json
+import sys
+
+ROWS = {  # kind: (label, rows that choose its learning rate)
+    "library": ("lib", ["KNN middle", "REFINE 32"]), "lora 1": ("lora-r", ["one LoRA"]), "lora N": ("lora-nr", ["one LoRA"]),
+    "centroid": ("cen", ["centroid SOFTMAX"]), "clusters": ("sep", ["AdapterSoup k 1"]),
+}
+
+
+def main(model):
+    big = model == "smollm2"
+    n = 32 if big else 16
+    size = {"library": n, "lora 1": 1, "lora N": 1, "centroid": n, "clusters": n}
+    rank = lambda k: 8 * n if k == "lora N" else 8
+    rates = [5e-4, 1e-3, 2e-3] if big else [1e-3, 2e-3, 4e-3]
+    jobs = [{"name": "base", "kind": "base", "seeds": [1, 2, 3]}]
+
+    def job(kind, name, **more):
+        jobs.append({"name": name, "kind": kind.split()[0], "n": size[kind], "rank": rank(kind), "seed": 1, **more})
+
+    for kind, (label, _) in ROWS.items():
+        for lr in rates:
+            job(kind, f"{label}-try-{lr:g}", lr=lr, epochs=1, light=True, tries=kind, evals=[32])
+    for seed in (1, 2, 3):
+        for kind, (label, row) in ROWS.items():
+            more = {"lr_from": kind, "lr_row": row, "seed": seed}
+            if kind == "library":
+                more.update(evals=[32, 128] if seed == 1 else [32],
+                            tuned=[[0.1, 0.0, [4, 8, 16]], [0.1, 0.1, [16]], [0.3, 0.1, [8]]] if seed == 1 else [[0.1, 0.0, [8]], [0.1, 0.1, [16]]],
+                            anchor=[[1e-3, [4, 12]]] if seed == 1 else [[1e-3, [4, 12]]],
+                            anchor_from=["blend + gradient", "REFINE + gradient"] if seed == 1 else ["REFINE + gradient"], keep_pool=seed == 1)
+                if seed == 1:
+                    more.update(shots_list=[1, 3, 5, 50], robust=True)
+            if kind == "lora N":
+                more.update(groups=n, sigmas=[0.1, 0.3] if seed == 1 else [0.3], anchor=[[1e-3, [4, 12]]])
+            if kind == "lora 1":
+                more.update(anchor=[[1e-3, [4, 12]]])
+            job(kind, f"{label}-seed{seed}", **more)
+    ablation = lambda name, **more: job("library", "abl-" + name, lr_from="library", lr_row=ROWS["library"][1], evals=[32], **more)
+    for k in (8, 16, 64, 128) if big else (4, 8, 32, 64):
+        ablation(f"n{k}", light=True)
+        jobs[-1]["n"] = k
+    for r in (4, 16):
+        ablation(f"rank{r}", light=True)
+        jobs[-1]["rank"] = r
+    ablation("clear", tasks="clear", light=True, keep_pool=True)
+    for t in (32, 96):
+        ablation(f"tasks{t}", n_tasks=t, light=True)
+    ablation("epochs4", epochs=4, light=True)
+    json.dump(jobs, sys.stdout, indent=0)
+
+
+main(sys.argv[1])
