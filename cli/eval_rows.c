@@ -45,6 +45,21 @@ static enum cr_status add(struct cr_eval_rows *r, struct cr_eval_row row, struct
     return CR_OK;
 }
 
+static enum cr_status room_for_pool(struct cr_eval_rows *r, struct cr_error *err)
+{
+    if (r->n_pools < r->cap_pools)
+        return CR_OK;
+    size_t cap = r->cap_pools ? 2 * r->cap_pools : 4;
+    cr_pool **pools = cr_realloc(r->pools, cap, sizeof *pools);
+    r->pools = pools ? pools : r->pools;
+    char **paths = cr_realloc(r->pool_paths, cap, sizeof *paths);
+    r->pool_paths = paths ? paths : r->pool_paths;
+    if (!pools || !paths)
+        return no_memory(err);
+    r->cap_pools = cap;
+    return CR_OK;
+}
+
 /* Each pool file is opened once. */
 static enum cr_status pool_of(struct cr_eval_rows *r, cr_model *m, const char *path,
                               const cr_pool **out, struct cr_error *err)
@@ -54,18 +69,10 @@ static enum cr_status pool_of(struct cr_eval_rows *r, cr_model *m, const char *p
             *out = r->pools[i];
             return CR_OK;
         }
-    if (r->n_pools == r->cap_pools) {
-        size_t cap = r->cap_pools ? 2 * r->cap_pools : 4;
-        cr_pool **pools = cr_realloc(r->pools, cap, sizeof *pools);
-        r->pools = pools ? pools : r->pools;
-        char **paths = cr_realloc(r->pool_paths, cap, sizeof *paths);
-        r->pool_paths = paths ? paths : r->pool_paths;
-        if (!pools || !paths)
-            return no_memory(err);
-        r->cap_pools = cap;
-    }
-    char *copy = cr_strdup(path);
-    enum cr_status st = copy ? cr_pool_open(&r->pools[r->n_pools], m, path, err) : no_memory(err);
+    enum cr_status st = room_for_pool(r, err);
+    char *copy = st ? NULL : cr_strdup(path);
+    if (!st)
+        st = copy ? cr_pool_open(&r->pools[r->n_pools], m, path, err) : no_memory(err);
     if (st) {
         cr_free(copy);
         return st;
@@ -129,8 +136,33 @@ static enum cr_view best_view(const cr_pool *p)
     return p->index.mid_proto ? CR_VIEW_MIDDLE : CR_VIEW_QX;
 }
 
-/* `how`: a solver, "oracle" or the number of an adapter, each with ":qx" or ":middle" or nothing.
- * name NULL: made of prefix and how. */
+/* A plain LoRA as a pool of its rank groups, made once for a number of groups. */
+static enum cr_status split_of(struct cr_eval_rows *r, const cr_pool **p, int groups,
+                               struct cr_error *err)
+{
+    char *label = cr_asprintf("%s:groups%d", (*p)->path, groups);
+    if (!label)
+        return no_memory(err);
+    for (size_t i = 0; i < r->n_pools; i++)
+        if (!strcmp(r->pool_paths[i], label)) {
+            cr_free(label);
+            *p = r->pools[i];
+            return CR_OK;
+        }
+    enum cr_status st = room_for_pool(r, err);
+    if (!st)
+        st = cr_pool_split_ranks(&r->pools[r->n_pools], *p, groups, err);
+    if (st) {
+        cr_free(label);
+        return st;
+    }
+    *p = r->pools[r->n_pools];
+    r->pool_paths[r->n_pools++] = label;
+    return CR_OK;
+}
+
+/* `how`: a solver, "oracle" or the number of an adapter, each with ":qx" or ":middle" or nothing; of a
+ * plain LoRA also a solver and ":groupsN". name NULL: made of prefix and how. */
 static enum cr_status add_how(struct cr_eval_rows *r, const cr_pool *p, const char *name,
                               const char *prefix, const char *how, size_t n, struct cr_error *err)
 {
@@ -142,8 +174,18 @@ static enum cr_status add_how(struct cr_eval_rows *r, const cr_pool *p, const ch
     struct cr_eval_row row = {.kind = CR_EVAL_SOLVER, .pool = p, .view = best_view(p)};
     row.name = name ? cr_strdup(name) : cr_asprintf("%s%s", prefix, word);
     char *colon = strchr(word, ':');
-    int view = colon ? cr_view_by_name(colon + 1) : (int)row.view, solver;
+    bool grouped = colon && !strncmp(colon + 1, "groups", 6);
+    int view = colon && !grouped ? cr_view_by_name(colon + 1) : (int)row.view, solver;
     long long k;
+    if (grouped && cr_parse_int(colon + 7, &k) && k >= 1 && k <= CR_POOL_MAX_N) {
+        enum cr_status st = split_of(r, &row.pool, (int)k, err);
+        if (st) {
+            cr_free(row.name);
+            return st;
+        }
+    } else if (grouped) {
+        view = -1;
+    }
     if (colon)
         *colon = '\0';
     solver = cr_solver_by_name(word);
@@ -158,7 +200,7 @@ static enum cr_status add_how(struct cr_eval_rows *r, const cr_pool *p, const ch
         return cr_error_set(err, CR_INVALID,
                             "\"%.*s\" should be uniform, softmax, meanw, simplex, knn, nearest, "
                             "mean, pick, refine, oracle or an adapter from 0 to %d, with :qx or "
-                            ":middle behind it or nothing",
+                            ":middle behind it or nothing (of a plain LoRA :groupsN, its rank groups)",
                             (int)n, how, p->n - 1);
     } else {
         row.solver = (enum cr_solver)solver;

@@ -23,7 +23,7 @@ def main(model):
     size = {"library": n, "lora 1": 1, "lora N": 1, "centroid": n, "clusters": n}
     rank = lambda k: 8 * n if k == "lora N" else 8
     rates = [5e-4, 1e-3, 2e-3] if big else [1e-3, 2e-3, 4e-3]
-    jobs = [{"name": "base", "kind": "base", "seeds": [1, 2, 3]}]
+    jobs = []
 
     def job(kind, name, **more):
         jobs.append({"name": name, "kind": kind.split()[0], "n": size[kind], "rank": rank(kind), "seed": 1, **more})
@@ -46,6 +46,8 @@ def main(model):
             if kind == "lora 1":
                 more.update(anchor=[[1e-3, [4, 12]]])
             job(kind, f"{label}-seed{seed}", **more)
+        if seed == 1:
+            jobs.append({"name": "base", "kind": "base", "seeds": [1, 2, 3]})
     ablation = lambda name, **more: job("library", "abl-" + name, lr_from="library", lr_row=ROWS["library"][1], evals=[32], **more)
     for k in (8, 16, 64, 128) if big else (4, 8, 32, 64):
         ablation(f"n{k}", light=True)

@@ -182,6 +182,47 @@ void cr_pool_read_b(const cr_pool *p, int layer, enum cr_linear lin, int n, floa
         memcpy(b, from, count * sizeof *b);
 }
 
+enum cr_status cr_pool_split_ranks(cr_pool **out, const cr_pool *p, int groups,
+                                   struct cr_error *err)
+{
+    *out = NULL;
+    if (p->kind != CR_POOL_LORA || p->n != 1)
+        return cr_error_set(err, CR_INVALID, "%s: only one plain LoRA has rank groups", p->path);
+    if (groups < 1 || p->rank % groups)
+        return cr_error_set(err, CR_INVALID, "%s: rank %d does not make %d groups", p->path,
+                            p->rank, groups);
+    int rank = p->rank / groups;
+    cr_pool *q;
+    enum cr_status st = cr_pool_new(&q, p->model, CR_POOL_SEPARATE, CR_POOL_LORA, groups, rank,
+                                    p->alpha / (float)groups, p->target, err);
+    float *b = NULL;
+    for (int i = 0; !st && i < p->n_layers * CR_LIN_COUNT; i++) {
+        int lin = i % CR_LIN_COUNT;
+        const struct cr_matrix *w = cr_model_linear(p->model, i / CR_LIN_COUNT, (enum cr_linear)lin);
+        size_t n_out = (size_t)w->n_out, n_in = (size_t)w->n_in, all = (size_t)p->rank;
+        if (!p->pairs[i].a)
+            continue;
+        cr_free(b);
+        b = cr_alloc(n_out * all, sizeof *b);
+        if (!b) {
+            st = cr_error_set(err, CR_NO_MEMORY, "%s: out of memory", p->path);
+            break;
+        }
+        memcpy(q->pairs[i].a, p->pairs[i].a, all * n_in * sizeof *b); /* already group by group */
+        cr_pool_read_b(p, i / CR_LIN_COUNT, (enum cr_linear)lin, 0, b);
+        for (int g = 0; g < groups; g++)
+            for (size_t o = 0; o < n_out; o++)
+                memcpy(q->pairs[i].b + ((size_t)g * n_out + o) * (size_t)rank,
+                       b + o * all + (size_t)g * (size_t)rank, (size_t)rank * sizeof *b);
+    }
+    cr_free(b);
+    if (st)
+        cr_pool_close(q);
+    else
+        *out = q;
+    return st;
+}
+
 /* ---- blending ---- */
 
 struct blend_job {

@@ -283,6 +283,34 @@ static void test_refusals(void **state)
     cr_pool_close(p);
 }
 
+static void test_rank_groups_of_a_lora(void **state)
+{
+    (void)state;
+    cr_pool *p = make_pool(CR_POOL_LORA), *q;
+    assert_int_equal(cr_pool_split_ranks(&q, p, RANK + 1, &err), CR_INVALID);
+    must(cr_pool_split_ranks(&q, p, RANK, &err));
+    assert_int_equal(q->n, RANK);
+    float w[RANK], whole = 1;
+    for (int i = 0; i < RANK; i++)
+        w[i] = 1;
+    cr_scorer *s;
+    must(cr_scorer_new(&s, model, rows[0], ROWS, &err));
+    assert_float_equal(loss_of(p, s, &whole), loss_of(q, s, w), 1e-5);
+    w[0] = 0;
+    assert_true(fabs(loss_of(p, s, &whole) - loss_of(q, s, w)) > 1e-4);
+    cr_scorer_free(s);
+    struct cr_blend_result r;
+    struct cr_blend_options opt = {.solver = CR_SOLVE_REFINE, .seed = 3};
+    must(cr_blend_examples(model, q, &opt, rows[0], ROWS, &r, &err));
+    assert_true(r.n == RANK && r.loss_end <= r.loss_start);
+    cr_blend_result_deinit(&r);
+    cr_pool_close(q);
+    cr_pool_close(p);
+    p = make_pool(CR_POOL_LIBRARY);
+    assert_int_equal(cr_pool_split_ranks(&q, p, 2, &err), CR_INVALID);
+    cr_pool_close(p);
+}
+
 static void test_levels(void **state)
 {
     (void)state;
@@ -414,6 +442,7 @@ int main(void)
         cmocka_unit_test(test_refine_never_ends_worse),
         cmocka_unit_test(test_stopping),
         cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_rank_groups_of_a_lora),
         cmocka_unit_test(test_levels),
         cmocka_unit_test(test_palette_round_trip),
         cmocka_unit_test(test_out_of_memory),
