@@ -9,21 +9,25 @@ PLAN lists jobs by importance; each is one training with all the rows (ways to a
 job's result is OUT/NAME.json, written when it ends: a stopped run goes on where it was, and several
 processes (one a GPU) may share a folder. No job starts that would not end before the deadline. Rows
 never choose anything by unseen tasks: variants are all recorded, report.py picks by validation tasks.
-Development only; needs torch, numpy, gguf.
+Pools are trained by `crayon pool train` (--crayon) or here by PyTorch, from the same rows. Development
+only; needs torch, numpy, gguf.
 """
 import argparse
 import json
+import lzma
 import os
+import subprocess
 import sys
 import time
 import traceback
 
+import gguf
 import numpy as np
 import torch
 
 import lab_solve as S
 from lab_data import GIVEN, TEST, TRAIN, Batches, Data, RowSet, embed
-from lab_model import LINEARS, Adapters, Base, forward, layer
+from lab_model import LINEARS, TENSOR, Adapters, Base, forward, layer
 
 START = time.time()
 
@@ -41,7 +45,7 @@ class Lab:
         self.base = Base(args.model, self.dev, dtype)
         self.data = d = Data(args.pack)
         self.fn = torch.compile(layer, dynamic=False) if self.dev.startswith("cuda") and not args.no_compile else layer
-        self.tasks = [t for t in range(len(d.names)) if len(d.of[t, TEST])]  # evaluated
+        self.tasks = [t for t in range(len(d.names)) if len(d.of[t, TEST]) and not d.names[t].startswith("p3")]  # evaluated
         self.number = {t: k for k, t in enumerate(self.tasks)}
         self.pool_tasks = [t for t in range(len(d.names)) if len(d.of[t, TRAIN])]
         self.test = RowSet(d, np.concatenate([d.of[t, TEST] for t in self.tasks]), self.base)
@@ -51,25 +55,26 @@ class Lab:
         self.views()
 
     def views(self):
-        """Embeddings of test, given and some training rows; statistics over the training rows."""
+        """Raw embeddings of test, given and (for pools trained here) some training rows."""
         d = self.data
-        cap = 32 if self.args.small else 128
+        cap = 0 if self.args.crayon else 32 if self.args.small else 128
         train = np.concatenate([d.of[t, TRAIN][:cap] for t in self.pool_tasks])
         given = np.concatenate([d.of[t, GIVEN] for t in self.tasks])
         idx = np.concatenate((train, given, self.test.idx))
-        raw = embed(self.base, d, idx)
+        self.raw = dict(zip(("qx", "mid"), embed(self.base, d, idx)))
         self.at = {int(i): k for k, i in enumerate(idx)}
-        n = len(train)
-        self.unit, self.proto = {}, {}
-        who = torch.as_tensor([self.pool_tasks.index(t) for t in d.task[train]], device=self.dev)
-        for name, x in zip(("qx", "mid"), raw):
-            x = x - x[:n].mean(0)
-            if name == "mid":
-                x = x / x[:n].std(0).clamp(min=1e-6)
-            self.unit[name] = S.unit(x)
-            self.proto[name] = S.unit(S.mean_by(self.unit[name][:n], who, len(self.pool_tasks)))
-        self.test_unit = {v: self.unit[v][n + len(given):] for v in self.unit}
+        n = len(train) or len(given)
+        self.use_stats({v: (x[:n].mean(0), x[:n].std(0) if v == "mid" else None) for v, x in self.raw.items()})
+        if len(train):
+            who = torch.as_tensor([self.pool_tasks.index(t) for t in d.task[train]], device=self.dev)
+            self.proto = {v: S.unit(S.mean_by(self.unit[v][:n], who, len(self.pool_tasks))) for v in self.raw}
         log("embedded", len(idx), "rows")
+
+    def use_stats(self, stats):
+        """Unit embeddings by the means (and deviations of the middle view) of a pool's index."""
+        self.unit = {v: S.unit((x - stats[v][0]) / (1 if stats[v][1] is None else stats[v][1].clamp(min=1e-6)))
+                     for v, x in self.raw.items() if v in stats}
+        self.test_unit = {v: x[-len(self.test):] for v, x in self.unit.items()}
 
     def given_rows(self, seed, n=8, tasks=None):
         """(RowSet of the users' examples, task number per row)."""
@@ -102,7 +107,8 @@ class Job:
     def __init__(self, lab, spec, out):
         self.lab, self.spec, self.out = lab, spec, out
         self.seed, self.n, self.kind = spec.get("seed", 1), spec.get("n", 1), spec["kind"]
-        self.result = {"job": spec, "rows": {}, "model": os.path.basename(lab.args.model), "device": device_name(lab.dev)}
+        self.result = {"job": spec, "rows": {}, "model": os.path.basename(lab.args.model), "device": device_name(lab.dev),
+                       "tasks": [lab.data.names[t] for t in lab.tasks]}
         self.shots = spec.get("shots", 8)
         self.light = spec.get("light", False)
 
@@ -128,6 +134,85 @@ class Job:
 
     # ---- training ----
     def train(self):
+        """Leaves pool, ad, form, and by kind a, c, tau, names and proto of the index."""
+        if self.spec.get("load"):
+            self.load(os.path.join(self.out, self.spec["load"]))
+        elif self.lab.args.crayon and self.spec.get("trainer") != "torch":
+            self.train_crayon()
+        else:
+            self.train_torch()
+
+    def train_crayon(self):
+        """The same training by `crayon pool train --device cuda`, from the same rows."""
+        lab, spec, args = self.lab, self.spec, self.lab.args
+        if lab.dev.startswith("cuda"):
+            torch.cuda.empty_cache()
+        path = os.path.join(self.out, spec["name"] + ".pool.gguf")
+        files = [f"{args.train}/{n}.train.jsonl.xz" for n in (("clear",) if spec.get("tasks") == "clear" else ("clear", "other"))]
+        if spec.get("files"):
+            files = [f"{args.train}/{n}.train.jsonl.xz" for n in spec["files"]]
+        if spec.get("n_tasks"):
+            files = [self.some_tasks(files, spec["n_tasks"])]
+        kind = {"library": ["library"], "centroid": ["centroid"], "lora": ["lora"], "clusters": ["centroid", "--form", "separate", "--hard"]}
+        command = [args.crayon, "pool", "train", "-m", args.model, "--kind", *kind[self.kind], "--n", str(self.n),
+                   "--rank", str(spec.get("rank", 8)), "--lr", "%g" % spec["lr"], "--seed", str(self.seed),
+                   "--epochs", str(spec.get("epochs", 2)), "--checkpoint-seconds", "-1", "--json", "--quiet", "-o", path]
+        if spec.get("steps"):
+            command += ["--steps", str(spec["steps"])]
+        command += ["--device", "cuda"] if lab.dev.startswith("cuda") else []
+        begin = time.time()
+        run = subprocess.run(command + files, capture_output=True, text=True,
+                             env={**os.environ, "LD_LIBRARY_PATH": os.environ.get("CRAYON_LD", "")})
+        if run.returncode:
+            raise RuntimeError("crayon pool train: %d: %s" % (run.returncode, run.stderr[-600:]))
+        self.result["train"] = {"by": "crayon", "seconds": round(time.time() - begin, 1), **json.loads(run.stdout)}
+        self.result["train"].pop("tasks", None)
+        self.load(path)
+        log(spec["name"], json.dumps(self.result["train"])[:400])
+        if not spec.get("keep_pool"):
+            os.remove(path)
+
+    def some_tasks(self, files, n):
+        rows = {}
+        for path in files:
+            with lzma.open(path, "rt", encoding="utf-8") as f:
+                for line in f:
+                    rows.setdefault(json.loads(line)["task"], []).append(line)
+        keep = np.random.default_rng(1).permutation(sorted(rows))[:n]
+        path = os.path.join(self.out, self.spec["name"] + ".train.jsonl")
+        with open(path, "w", encoding="utf-8") as f:
+            f.writelines(line for t in sorted(keep) for line in rows[t])
+        return path
+
+    def load(self, path):
+        """A crayon pool file."""
+        lab, base = self.lab, self.lab.base
+        r = gguf.GGUFReader(path)
+        key = lambda k: r.fields["crayon.pool." + k].contents()
+        self.n, rank = int(key("n")), int(key("rank"))
+        self.form = "plain" if self.kind == "lora" else key("form")
+        self.pool = pool = Adapters(base, self.form, self.n, rank, float(key("alpha")) / rank)
+        t = {x.name: np.asarray(x.data).reshape([int(k) for k in x.shape[::-1]]) for x in r.tensors}
+        put = lambda x: torch.as_tensor(np.ascontiguousarray(x, dtype=np.float32), device=lab.dev)
+        for name in LINEARS:
+            get = lambda i, h: t["blk.%d.%s.weight.lora_%s" % (i, TENSOR[name], h)].astype(np.float32)
+            pool.a[name] = put(np.stack([get(i, "a").reshape(-1, base.inp[name]) for i in range(base.layers)]))
+            # B [N, n_out, rank] -> [N * rank, n_out]
+            pool.b[name] = put(np.stack([get(i, "b").reshape(self.n, base.out[name], rank).transpose(0, 2, 1)
+                                         .reshape(-1, base.out[name]) for i in range(base.layers)]))
+        self.ad = pool.cast()
+        if "index.qx.mean" in t:
+            stats = {"qx": (put(t["index.qx.mean"]), None)}
+            self.proto = {"qx": put(t["index.qx.proto"])}
+            if "index.middle.mean" in t:
+                stats["mid"] = put(t["index.middle.mean"]), put(t["index.middle.std"])
+                self.proto["mid"] = put(t["index.middle.proto"])
+            lab.use_stats(stats)
+            self.a = put(t["index.weights"])
+            self.names = list(key("tasks")) if "crayon.pool.tasks" in r.fields else []
+            self.c, self.tau = self.proto["qx"], float(key("tau_qx")) if "crayon.pool.tau_qx" in r.fields else 0.1
+
+    def train_torch(self):
         lab, spec = self.lab, self.spec
         tasks = [t for t in lab.pool_tasks if spec.get("tasks", "all") == "all" or lab.data.clear[t]]
         if spec.get("n_tasks"):
@@ -202,6 +287,11 @@ class Job:
             p.requires_grad_(False)
         if self.kind == "library":
             self.a = self.a.detach()
+            keep = torch.as_tensor([lab.pool_tasks.index(t) for t in tasks], device=dev)
+            self.proto = {v: lab.proto[v][keep] for v in lab.proto}
+            self.names = [lab.data.names[t] for t in tasks]
+        elif self.kind != "lora":
+            self.proto = {"mid": self.c} if self.kind == "clusters" else {"qx": self.c}
         with torch.no_grad():
             self.ad = pool.cast()
         log(spec["name"], self.result["train"])
@@ -240,7 +330,7 @@ class Job:
         if self.out_scores:
             np.savez_compressed(name + ".scores.npz", **{k.replace(":", "_"): np.concatenate(v).astype(np.float16)
                                                          for k, v in self.out_scores.items()})
-        if self.spec.get("keep_pool"):
+        if self.spec.get("keep_pool") and not lab.args.crayon:
             self.save(name)
         with open(name + ".json.tmp", "w") as f:
             json.dump(self.result, f)
@@ -251,7 +341,7 @@ class Job:
         x = {k: v.cpu().half().numpy() for n in LINEARS for k, v in (("a_" + n, self.pool.a[n]), ("b_" + n, self.pool.b[n]))}
         if self.kind == "library":
             x["weights"] = self.a.cpu().numpy()
-        np.savez(name + ".pool.npz", names=np.array([self.lab.data.names[t] for t in self.tasks]), scale=self.pool.scale, **x)
+        np.savez(name + ".pool.npz", names=np.array(self.names), scale=self.pool.scale, **x)
 
     def rows_base(self):
         lab = self.lab
@@ -366,8 +456,7 @@ class Job:
         lab, seed, dev = self.lab, self.seed, self.lab.dev
         self.train()
         nt = len(lab.tasks)
-        keep = torch.as_tensor([lab.pool_tasks.index(t) for t in self.tasks], device=dev)
-        proto = {v: lab.proto[v][keep] for v in lab.proto}
+        proto = self.proto
         sim = {v: lab.centre(v, seed, self.shots) @ proto[v].T for v in proto}
         knn = lambda s, tau: (s / tau).softmax(1) @ self.a
         mean = self.a.mean(0)[None].expand(nt, -1)
@@ -379,7 +468,9 @@ class Job:
                   ("mean", mean), ("nearest", self.a[sim["mid"].argmax(1)])]
         sigma = 0.3 * float(self.a.var(0).mean().sqrt())
         if self.light:
-            self.searches(losses, starts, sigma, False)
+            w0 = self.searches(losses, starts, sigma, False)
+            if self.spec.get("anchor"):
+                self.anchors_of_blend(w0)
             return
         self.weighted("uniform", torch.full((nt, self.n), 1 / self.n, device=dev), time.time())
         self.weighted("MEAN", mean, time.time())
@@ -391,20 +482,27 @@ class Job:
             self.weighted("KNN middle tau %g" % tau, knn(sim["mid"], tau), time.time())
         q = lab.test_unit["mid"] @ proto["mid"].T
         self.weighted("per query KNN middle", knn(q, 0.03), time.time(), by_row=True)
-        self.weighted("per query and examples KNN middle", knn((q + sim["mid"][lab.test_task]) / 2, 0.03), time.time(), by_row=True)
-        name = {lab.data.names[t]: k for k, t in enumerate(self.tasks)}
+        name = {n: k for k, n in enumerate(self.names)}
         own = torch.stack([self.a[name[lab.data.names[t]]] if lab.data.names[t] in name else mean[0] for t in lab.tasks])
         self.weighted("told which task", own, time.time())
         w0 = self.searches(losses, starts, sigma, False)
         for n in self.spec.get("shots_list", []):
             self.other_examples("%d examples" % n, lab.given_rows(seed, n), lab.centre("mid", seed, n), proto, knn, mean, sigma)
+        if self.spec.get("with_shots"):
+            rows = lab.shots(seed)
+            score = rows.score(self.form, self.ad, self.refined[torch.as_tensor([lab.number[t] for t in rows.task], device=dev)], self.pool.scale)
+            self.record("REFINE 32 with 5-shot prompts", score, time.time())
         if self.spec.get("robust"):
             self.robust(proto, knn, mean, sigma)
         if self.spec.get("anchor"):
-            for label, w in (("blend + gradient", w0), ("REFINE + gradient", self.refined)):
-                if label in self.spec.get("anchor_from", ["blend + gradient"]):
-                    self.anchor(label, lambda at: self.pool.blended(w[at]), self.pool.rank,
-                                [(lr, tuple(m)) for lr, m in self.spec["anchor"]], seed)
+            self.anchors_of_blend(w0)
+
+    def anchors_of_blend(self, w0):
+        """Gradient steps on the adapter that a blend gives."""
+        for label, w in (("blend + gradient", w0), ("REFINE + gradient", self.refined)):
+            if label in self.spec.get("anchor_from", ["blend + gradient"]):
+                self.anchor(label, lambda at: self.pool.blended(w[at]), self.pool.rank,
+                            [(lr, tuple(m)) for lr, m in self.spec["anchor"]], self.seed)
 
     def other_examples(self, label, given, centre, proto, knn, mean, sigma):
         """KNN, PICK and REFINE from other examples than the usual ones."""
@@ -454,6 +552,8 @@ class Job:
         for name, w in (("uniform", uni), ("NEAREST", near), ("MEANW", meanw), ("SIMPLEX", simp)):
             self.weighted("centroid " + name, w, time.time())
         self.weighted("centroid per query", by_row, time.time(), by_row=True)
+        if self.spec.get("brief"):
+            return
         losses = S.Losses(rows, who, nt, self.form, self.ad, self.pool.scale)
         starts = [("softmax", soft), ("meanw", meanw), ("simplex", simp), ("uniform", uni), ("nearest", near)]
         w0, _ = S.pick(losses, [w for _, w in starts])
@@ -467,8 +567,8 @@ class Job:
         lab, seed = self.lab, self.seed
         self.train()
         nt, n = len(lab.tasks), self.n
-        q = lab.centre("mid", seed, self.shots)
-        s = q @ self.c.T
+        view = "mid" if "mid" in self.proto else "qx"
+        s = lab.centre(view, seed, self.shots) @ self.proto[view].T
         for k in (1, 3, 5):
             w = torch.zeros(nt, n, device=lab.dev).scatter_(1, s.topk(min(k, n), 1).indices, 1 / min(k, n))
             self.weighted("AdapterSoup k %d" % k, w, time.time())
@@ -481,7 +581,7 @@ class Job:
         rows, who = lab.given_rows(seed, self.shots)
         losses = S.Losses(rows, who, nt, self.form, self.ad, self.pool.scale)
         zero = torch.zeros(nt, n, device=lab.dev)
-        for sigma in (0.05, 0.15):
+        for sigma in self.spec.get("sigmas", [0.1]):
             begin = time.time()
             for k, w in S.refine(losses, zero, sigma, 40, seed, l1=0.05).items():
                 self.weighted("LoRAHub %d sigma %g" % (k, sigma), w.clamp(-1.5, 1.5), begin)
@@ -523,6 +623,8 @@ def main():
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--deadline", type=float, default=1e9, help="seconds from the start")
     p.add_argument("--job-s", type=float, default=0, help="start no job with less time than this left")
+    p.add_argument("--crayon", help="the program that trains the pools; without it PyTorch does")
+    p.add_argument("--train", help="folder of {clear,other}.train.jsonl.xz for --crayon")
     p.add_argument("--small", action="store_true")
     p.add_argument("--no-compile", action="store_true")
     args = p.parse_args()

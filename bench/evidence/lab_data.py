@@ -52,18 +52,19 @@ class Data:
 class RowSet:
     """Rows to score, packed and on the device. shots: {row: ids in front of the prompt}."""
 
-    def __init__(self, data, idx, base, right_only=False, by_task=False, shots=None, lengths=(512, 1024)):
+    def __init__(self, data, idx, base, right_only=False, by_task=False, shots=None, lengths=(256, 512, 1024)):
         self.idx, self.data, self.base = np.asarray(idx), data, base
         self.task = data.task[self.idx]
         rows = []
         for i in self.idx:
             prompt = (shots[i] if shots else []) + data.prompt(i)
             options = [data.answer(i)] if right_only else data.choices(i)
-            room = (lengths[0] if by_task else lengths[-1]) - sum(map(len, options))
+            room = lengths[-1] - sum(map(len, options))
             rows.append((prompt[-max(room, 1):], options))
         size = np.array([len(p) + sum(map(len, o)) for p, o in rows])
         self.parts = []
-        for k, s in enumerate(lengths[:1] if by_task else lengths):
+        assert not by_task or len(lengths) == 1
+        for k, s in enumerate(lengths):
             mine = np.flatnonzero((size <= s) & (size > (lengths[k - 1] if k else 0)))
             if len(mine):
                 lines = Lines([rows[m] for m in mine], s, self.task[mine] if by_task else None)

@@ -93,16 +93,27 @@ class Packer:
         return True
 
 
+def plain(r, task):
+    """A training row as crayon reads it; options are not part of a prompt, so the answer's text is enough."""
+    answer = r["choices"][int(r["answer"])] if r.get("choices") else str(r["answer"])
+    out = {"task": task, "question": r["question"], "answer": answer}
+    if r.get("context"):
+        out["context"] = r["context"]
+    return json.dumps(out, ensure_ascii=False) + "\n"
+
+
 def main():
     p = argparse.ArgumentParser()
     for n in ("tasks", "split", "tokenizer", "output"):
         p.add_argument(n)
+    p.add_argument("--rows", help="folder for the training rows as clear.train.jsonl.xz and other.train.jsonl.xz")
     p.add_argument("--small", action="store_true", help="a tenth of everything, for trying")
     a = p.parse_args()
     split = json.load(open(a.split))
     packer = Packer(Tokenizer.from_file(a.tokenizer))
     names, group, clear = [], [], []
     tenth = 10 if a.small else 1
+    lines = {True: [], False: []}
     for g in GROUPS:
         for stem in sorted({"mmlu": ["mmlu"]}.get(g, split[g])):
             path = f"{a.tasks}/{stem}."
@@ -121,11 +132,15 @@ def main():
                 given = min(GIVEN, len(have) // 3) if g != "mmlu" else len(have)
                 n = 0
                 if g == "pool":
+                    kept = []
                     for r in have[given:]:
-                        if n < max(8, TRAIN // tenth):
-                            n += packer.row(r, t, 0, MAX_TRAIN_TOKENS)
+                        if n < max(8, TRAIN // tenth) and packer.row(r, t, 0, MAX_TRAIN_TOKENS):
+                            kept.append(r)
+                            n += 1
                     if n < 8:
+                        packer.rows = [x for x in packer.rows if x[0] != t]
                         continue
+                    lines[stem in split["clear_licence"]] += [plain(r, task) for r in kept]
                 names.append(task)
                 group.append(GROUPS.index(g))
                 clear.append(stem in split["clear_licence"])
@@ -135,6 +150,9 @@ def main():
                     packer.row(r, t, 1)
                 for r in tests[:max(8, TEST[g] // tenth)]:
                     packer.row(r, t, 2)
+    for clear_rows, text in lines.items() if a.rows else ():
+        with lzma.open(f"{a.rows}/{'clear' if clear_rows else 'other'}.train.jsonl.xz", "wt", encoding="utf-8") as f:
+            f.writelines(text)
     rows = np.array(packer.rows, dtype=np.int32)
     np.savez_compressed(
         a.output, ids=np.array(packer.ids, dtype=np.uint16), rows=rows,

@@ -47,6 +47,7 @@ def main(model):
                 more.update(anchor=[[1e-3, [4, 12]]])
             job(kind, f"{label}-seed{seed}", **more)
         if seed == 1:
+            job("lora 1", "witness-lora-r", lr_from="lora 1", lr_row=["one LoRA"], light=True, trainer="torch")
             jobs.append({"name": "base", "kind": "base", "seeds": [1, 2, 3]})
     ablation = lambda name, **more: job("library", "abl-" + name, lr_from="library", lr_row=ROWS["library"][1], evals=[32], **more)
     for k in (8, 16, 64, 128) if big else (4, 8, 32, 64):
