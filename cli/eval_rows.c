@@ -161,8 +161,8 @@ static enum cr_status split_of(struct cr_eval_rows *r, const cr_pool **p, int gr
     return CR_OK;
 }
 
-/* `how`: a solver, "oracle" or the number of an adapter, each with ":qx" or ":middle" or nothing; of a
- * plain LoRA also a solver and ":groupsN". name NULL: made of prefix and how. */
+/* `how`: a solver, "oracle" or the number of an adapter, each with ":qx" or ":middle" or nothing;
+ * of a plain LoRA also a solver and ":groupsN". name NULL: made of prefix and how. */
 static enum cr_status add_how(struct cr_eval_rows *r, const cr_pool *p, const char *name,
                               const char *prefix, const char *how, size_t n, struct cr_error *err)
 {
@@ -197,11 +197,12 @@ static enum cr_status add_how(struct cr_eval_rows *r, const cr_pool *p, const ch
         row.single = (int)k;
     } else if (solver < 0 || view < 0) {
         cr_free(row.name);
-        return cr_error_set(err, CR_INVALID,
-                            "\"%.*s\" should be uniform, softmax, meanw, simplex, knn, nearest, "
-                            "mean, pick, refine, oracle or an adapter from 0 to %d, with :qx or "
-                            ":middle behind it or nothing (of a plain LoRA :groupsN, its rank groups)",
-                            (int)n, how, p->n - 1);
+        return cr_error_set(
+            err, CR_INVALID,
+            "\"%.*s\" should be uniform, softmax, meanw, simplex, knn, nearest, "
+            "mean, pick, refine, oracle or an adapter from 0 to %d, with :qx or "
+            ":middle behind it or nothing (of a plain LoRA :groupsN, its rank groups)",
+            (int)n, how, p->n - 1);
     } else {
         row.solver = (enum cr_solver)solver;
     }

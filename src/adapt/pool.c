@@ -198,7 +198,8 @@ enum cr_status cr_pool_split_ranks(cr_pool **out, const cr_pool *p, int groups,
     float *b = NULL;
     for (int i = 0; !st && i < p->n_layers * CR_LIN_COUNT; i++) {
         int lin = i % CR_LIN_COUNT;
-        const struct cr_matrix *w = cr_model_linear(p->model, i / CR_LIN_COUNT, (enum cr_linear)lin);
+        const struct cr_matrix *w =
+            cr_model_linear(p->model, i / CR_LIN_COUNT, (enum cr_linear)lin);
         size_t n_out = (size_t)w->n_out, n_in = (size_t)w->n_in, all = (size_t)p->rank;
         if (!p->pairs[i].a)
             continue;

@@ -86,9 +86,10 @@ enum cr_status cr_pool_write(const cr_pool *p, const char *path, uint32_t type,
                              struct cr_error *err);
 /* B of adapter n of a pair as float32 [n_out, rank], from wherever it lies. */
 void cr_pool_read_b(const cr_pool *p, int layer, enum cr_linear lin, int n, float *b);
-/* One plain LoRA (kind "lora", N = 1) as a SEPARATE pool of `groups` adapters: group g holds the ranks
- * [g, g + 1) * rank / groups, so all weights 1 give the LoRA itself and REFINE can weigh its parts. No
- * index. The rank must be a multiple of groups. Free with cr_pool_close; p may be closed before. */
+/* One plain LoRA (kind "lora", N = 1) as a SEPARATE pool of `groups` adapters: group g holds the
+ * ranks [g, g + 1) * rank / groups, so all weights 1 give the LoRA itself and REFINE can weigh its
+ * parts. No index. The rank must be a multiple of groups. Free with cr_pool_close; p may be closed
+ * before. */
 enum cr_status cr_pool_split_ranks(cr_pool **out, const cr_pool *p, int groups,
                                    struct cr_error *err);
 /* CR_UNSUPPORTED when the pool has no index for this view (pools of kind "lora" may have none, and
