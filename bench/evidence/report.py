@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the raw results of lab.py to tables and charts; writes what docs/evidence.md includes.
 
-usage: report.py RESULTS_DIR MODEL OUT_DIR     (MODEL: smollm2 or 15m; reads RESULTS_DIR/MODEL/*.json)
+usage: report.py RESULTS_DIR MODEL OUT_DIR     (MODEL: smollm2 or 15m; reads RESULTS_DIR/MODEL/*.json; tasks.json there names
+the tasks in the order of the bits)
 
 Accuracy is the mean over tasks in percent, averaged over seeds. Intervals: 95 %, paired bootstrap over
 tasks and over the rows of each (2,000 draws, the same draws for all rows of a table). Where a row has
@@ -64,17 +65,24 @@ class Results:
             name = os.path.basename(path)[:-5]
             if name != "tasks":
                 self.jobs[name] = json.load(open(path))
-        meta = json.load(open(folder + "/tasks.json"))
-        self.names, self.group = list(meta["tasks"]), meta["tasks"]
-        self.task = np.repeat(np.arange(len(self.names)), [meta["rows"][n] for n in self.names])
-        self.n = len(self.task)
+        self.all = json.load(open(folder + "/tasks.json"))  # [[task, group, test rows]] in the order of the data
+        # the P3 prompts train pools but are not part of the tables
+        mine = [t for t in self.all if not t[0].startswith("p3")]
+        self.names, self.group = [t[0] for t in mine], {t[0]: t[1] for t in mine}
+        self.rows = {t[0]: t[2] for t in self.all}
         rng = np.random.default_rng(1)
-        self.counts = [rng.multinomial(k, np.full(k, 1 / k), DRAWS) for k in np.bincount(self.task)]
+        self.counts = [rng.multinomial(t[2], np.full(t[2], 1 / t[2]), DRAWS) for t in mine]
         self.draws = {}
 
     def bits(self, job, row):
-        raw = np.frombuffer(bytes.fromhex(self.jobs[job]["rows"][row]["bits"]), np.uint8)
-        return np.unpackbits(raw)[:self.n]
+        """One 0 or 1 per test row of the tables' tasks."""
+        raw = np.unpackbits(np.frombuffer(bytes.fromhex(self.jobs[job]["rows"][row]["bits"]), np.uint8))
+        out, at = [], 0
+        for t in self.jobs[job].get("tasks") or [t[0] for t in self.all]:
+            if t in self.group:
+                out.append(raw[at:at + self.rows[t]])
+            at += self.rows[t]
+        return np.concatenate(out)
 
     def seeds(self, prefix):
         if prefix == "base":
@@ -114,9 +122,10 @@ class Results:
             for r in self.jobs[j]["rows"]:
                 if re.search(pattern, r) and "examples" not in r.split(",")[-1] and "another" not in r:
                     per.setdefault(r, []).append((j, r))
-        full = {r: c for r, c in per.items() if len(c) == len(jobs)}
-        if not full:
+        if not per:
             return None, []
+        most = max(map(len, per.values()))
+        full = {r: c for r, c in per.items() if len(c) == most}
         score = {r: np.mean([self.jobs[j]["rows"][r]["macro"]["validation"] for j, r in c]) for r, c in full.items()}
         best = max(score, key=score.get)
         return best if len(full) > 1 else "", full[best]
