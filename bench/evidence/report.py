@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""From the raw results of lab.py to tables and charts; writes what docs/evidence.md includes.
+"""From the raw results of lab.py to the tables and charts of docs/evidence.md.
 
-usage: report.py RESULTS_DIR MODEL OUT_DIR     (MODEL: smollm2 or 15m; reads RESULTS_DIR/MODEL/*.json; tasks.json there names
-the tasks in the order of the bits)
+usage: report.py RESULTS_DIR docs/evidence.md
+
+Fills what stands between `<!-- NAME -->` and `<!-- end -->` in the page, and draws the charts beside it.
+Reads RESULTS_DIR/{smollm2,15m}/*.json; tasks.json there names the tasks in the order of the bits.
 
 Accuracy is the mean over tasks in percent, averaged over seeds. Intervals: 95 %, paired bootstrap over
 tasks and over the rows of each (2,000 draws, the same draws for all rows of a table). Where a row has
@@ -135,46 +137,161 @@ def interval(x):
     return np.percentile(x, 2.5), np.percentile(x, 97.5)
 
 
-def main(folder, model, out):
-    res = Results(os.path.join(folder, model))
-    table, acc = [], {}
+def svg(path, title, subtitle, rows, panels):
+    """Rows of points with 95 % intervals, one panel per group of tasks. rows: [(label, kind, {panel: (mean, low, high)})]."""
+    left, width, line = 330, 250, 17
+    height = 70 + line * len(rows) + 40
+    out = ['<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="11">' % (left + len(panels) * (width + 30), height),
+           '<rect width="100%" height="100%" fill="#fff"/>', '<text x="10" y="20" font-size="15">%s</text>' % title,
+           '<text x="10" y="37" fill="#555">%s</text>' % subtitle]
+    kinds = {"no training": "#777", "one LoRA": "#b5651d", "separate adapters": "#8a5a9e", "centroid pool": "#3a8a5c",
+             "library pool": "#1f5fa8", "gradient steps": "#c03a3a"}
+    for k, panel in enumerate(panels):
+        v = [r[2][panel] for r in rows]
+        lo, hi = np.floor(min(x[1] for x in v) / 5) * 5, np.ceil(max(x[2] for x in v) / 5) * 5
+        x0 = left + k * (width + 30)
+        at = lambda y: x0 + (y - lo) / (hi - lo) * width
+        out.append('<text x="%d" y="56" font-weight="bold">%s</text>' % (x0, panel))
+        for t in np.arange(lo, hi + 1, 5):
+            out.append('<line x1="%.1f" x2="%.1f" y1="62" y2="%d" stroke="#ddd"/><text x="%.1f" y="%d" text-anchor="middle" fill="#555">%d</text>'
+                       % (at(t), at(t), height - 34, at(t), height - 20, t))
+        for i, (label, kind, values) in enumerate(rows):
+            y, c = 76 + line * i, kinds[kind]
+            m, a, b = values[panel]
+            if k == 0:
+                out.append('<text x="%d" y="%d" text-anchor="end" fill="%s">%s</text>' % (left - 12, y + 4, c, label))
+            out.append('<line x1="%.1f" x2="%.1f" y1="%d" y2="%d" stroke="%s" stroke-width="1.5"/><circle cx="%.1f" cy="%d" r="3.5" fill="%s"/>'
+                       % (at(a), at(b), y, y, c, at(m), y, c))
+    out.append('<text x="10" y="%d" fill="#555">accuracy in %%, mean over tasks and seeds; bars: 95 %%, bootstrap over tasks and rows</text></svg>' % (height - 4))
+    with open(path, "w") as f:
+        f.write("\n".join(out) + "\n")
+
+
+def rows_of(res):
     for label, prefix, pattern, kind in ROWS:
         variant, cells = res.pick(prefix, pattern)
-        if not cells:
-            continue
-        acc[label] = res.accuracy(cells)
-        row = {"row": label, "kind": kind, "variant": variant, "seeds": len(cells)}
-        for g in GROUPS:
-            m, d = res.macro(acc[label], g)
-            row[g] = [round(float(x), 2) for x in (m, *interval(d))]
-            per = [100 * res.accuracy([c])[0][res.members(g)].mean() for c in cells]
-            row[g + " by seed"] = [round(float(x), 2) for x in per]
-        table.append(row)
-    against = {}
-    for ref in ("one LoRA, r", "one LoRA, N r", "one LoRA, N r, REFINE over rank groups", "one LoRA, N r + gradient steps (the anchor)"):
-        if ref not in acc:
-            continue
-        for label in acc:
-            for g in GROUPS:
-                m0, d0 = res.macro(acc[ref], g)
-                m1, d1 = res.macro(acc[label], g)
-                against.setdefault(ref, {}).setdefault(label, {})[g] = [round(float(x), 2) for x in (m1 - m0, *interval(d1 - d0))]
-    os.makedirs(out, exist_ok=True)
-    json.dump({"model": model, "tasks": {g: len(res.members(g)) for g in GROUPS}, "rows": table, "against": against},
-              open(f"{out}/{model}.json", "w"), indent=0)
-    with open(f"{out}/{model}.md", "w") as f:
-        f.write("| row | seeds | validation | unseen | MMLU | unseen + MMLU | pool |\n|---|---|---|---|---|---|---|\n")
-        for r in table:
-            cell = lambda g: "%.1f" % r[g][0]
-            name = r["row"] + (f" ({r['variant']})" if r["variant"] else "")
-            f.write(f"| {name} | {r['seeds']} | {cell('validation')} | {cell('unseen')} | {cell('mmlu')} | "
-                    f"{cell('unseen + mmlu')} [{r['unseen + mmlu'][1]:.1f}, {r['unseen + mmlu'][2]:.1f}] | {cell('pool')} [{r['pool'][1]:.1f}, {r['pool'][2]:.1f}] |\n")
-        for ref, rows in against.items():
-            f.write(f"\nDifference to *{ref}*:\n\n| row | unseen | MMLU | unseen + MMLU | pool |\n|---|---|---|---|---|\n")
-            for label, v in rows.items():
-                if label != ref:
-                    f.write(f"| {label} | " + " | ".join("%+.1f [%+.1f, %+.1f]" % tuple(v[g]) for g in ("unseen", "mmlu", "unseen + mmlu", "pool")) + " |\n")
-    print(open(f"{out}/{model}.md").read())
+        if cells:
+            yield label, kind, variant, cells, res.accuracy(cells)
+
+
+def main_table(res, svg_path, title):
+    """All rows, and their difference to one LoRA of rank N r and of rank r."""
+    rows = list(rows_of(res))
+    acc = {label: a for label, _, _, _, a in rows}
+    out = ["| row | seeds | validation | unseen | MMLU | both | both, against N r | pool | pool, against N r | pool, against r |",
+           "|---|---|---|---|---|---|---|---|---|---|"]
+    diff = lambda a, b, g: (lambda x, y: "%+.1f [%+.1f, %+.1f]" % (x[0] - y[0], *interval(x[1] - y[1])))(res.macro(a, g), res.macro(b, g))
+    points = []
+    for label, kind, variant, cells, a in rows:
+        m = {g: res.macro(a, g) for g in GROUPS}
+        note = re.sub("^(one LoRA, |one LoRA |REFINE |blend |tuned weights )", "", variant).strip("+ ") if variant else ""
+        out.append("| %s | %d | %s | %s | %s | %s | %s |" % (
+            label + (" (%s)" % note if note else ""), len(cells), " | ".join("%.1f" % m[g][0] for g in GROUPS[:4]),
+            diff(a, acc["one LoRA, N r"], "unseen + mmlu"), "%.1f" % m["pool"][0], diff(a, acc["one LoRA, N r"], "pool"), diff(a, acc["one LoRA, r"], "pool")))
+        points.append((label, kind, {"unseen tasks and MMLU": (m["unseen + mmlu"][0], *interval(m["unseen + mmlu"][1])),
+                                     "new rows of pool tasks": (m["pool"][0], *interval(m["pool"][1]))}))
+    svg(svg_path, title, "%d unseen tasks, %d MMLU subjects, %d pool tasks" % tuple(len(res.members(g)) for g in ("unseen", "mmlu", "pool")),
+        points, ["unseen tasks and MMLU", "new rows of pool tasks"])
+    return "\n".join(out)
+
+
+def unseen_table(res):
+    """Unseen tasks alone, the rows that use labels, against four rows."""
+    acc = {label: a for label, _, _, _, a in rows_of(res)}
+    refs = ["one LoRA, r", "one LoRA, N r, REFINE over rank groups", "base, 5-shot", "one LoRA, r + gradient steps"]
+    out = ["| row | unseen | " + " | ".join("against *%s*" % r for r in refs) + " |", "|---|---|" + "---|" * len(refs)]
+    for label in ("library: PICK", "library: REFINE", "library: REFINE, averaged with PICK", "library: tuned weights", "library: blend + gradient steps"):
+        m = res.macro(acc[label], "unseen")
+        cells = []
+        for r in refs:
+            o = res.macro(acc[r], "unseen")
+            cells.append("%+.1f [%+.1f, %+.1f]" % (m[0] - o[0], *interval(m[1] - o[1])))
+        out.append("| %s | %.1f | %s |" % (label, m[0], " | ".join(cells)))
+    return "\n".join(out)
+
+
+def worst_table(res):
+    """Tasks that lose most against one LoRA of rank N r."""
+    acc = {label: a for label, _, _, _, a in rows_of(res)}
+    out = ["| row | tasks | lose more than 3 points | of them beyond noise (95 %) | gain more than 3, beyond noise | the worst |", "|---|---|---|---|---|---|"]
+    ref = acc["one LoRA, N r"]
+    for label in ("one LoRA, r", "library: KNN, middle", "library: PICK", "library: REFINE", "library: tuned weights", "library: blend + gradient steps"):
+        d, b = 100 * (acc[label][0] - ref[0]), 100 * (acc[label][1] - ref[1])
+        high, low = np.percentile(b, 97.5, axis=1), np.percentile(b, 2.5, axis=1)
+        bad = np.flatnonzero((d < -3) & (high < 0))
+        w = int(d.argmin())
+        out.append("| %s | %d | %d | %d | %d | %s %+.1f [%+.1f, %+.1f] |" % (label, len(d), (d < -3).sum(), len(bad), ((d > 3) & (low > 0)).sum(), res.names[w], d[w], low[w], high[w]))
+    return "\n".join(out)
+
+
+def one(res, job, row):
+    a = res.accuracy([(job, row)])
+    return " | ".join("%.1f" % res.macro(a, g)[0] for g in ("validation", "unseen", "mmlu", "pool"))
+
+
+def list_table(res, first, entries):
+    """entries: [(label, job, row)]; those that were run."""
+    out = ["| %s | validation | unseen | MMLU | pool |" % first, "|---|---|---|---|---|"]
+    for label, job, row in entries:
+        if job in res.jobs and row in res.jobs[job]["rows"]:
+            out.append("| %s | %s |" % (label, one(res, job, row)))
+    return "\n".join(out)
+
+
+def rates_table(res):
+    out = ["| row | " + " | ".join("rate: validation" for _ in range(3)) + " |", "|---|---|---|---|"]
+    for prefix, row, label in (("lora-r", "one LoRA", "one LoRA, r"), ("lora-nr", "one LoRA", "one LoRA, N r"), ("cen", "centroid SOFTMAX", "centroid: SOFTMAX"),
+                               ("sep", "AdapterSoup k 1", "AdapterSoup k 1"), ("lib", "REFINE 32", "library: REFINE")):
+        jobs = sorted((j for j in res.jobs if j.startswith(prefix + "-try-")), key=lambda j: float(j.split("-try-")[1]))
+        got = ["%s: %.1f" % (j.split("-try-")[1], res.macro(res.accuracy([(j, row)]), "validation")[0]) for j in jobs]
+        out.append("| %s | %s |" % (label, " | ".join(got)))
+    return "\n".join(out)
+
+
+def training_table(res):
+    out = ["| job | trained by | tokens | s | tokens/s | loss, first and last 5 % |", "|---|---|---|---|---|---|"]
+    for j in sorted(res.jobs):
+        t = res.jobs[j].get("train")
+        if t and ("seed1" in j or "witness" in j):
+            out.append("| %s | %s | %d | %.0f | %.0f | %.3f, %.3f |" % (j, t.get("by", "PyTorch"), t["tokens"], t["seconds"], t["tokens_per_s"], t["loss_first"], t["loss_last"]))
+    return "\n".join(out)
+
+
+def main(folder, page):
+    big, small = Results(folder + "/smollm2"), Results(folder + "/15m")
+    docs = os.path.dirname(page)
+    ex = lambda ns: [("%d examples, %s" % (n, w), "lib-seed1", "%s, %d examples" % (w, n)) for n in ns for w in ("PICK", "REFINE")]
+    many = lambda ns: ex([n for n in ns if n < 8]) + [("8 examples, PICK", "lib-seed1", "PICK"), ("8 examples, REFINE", "lib-seed1", "REFINE 32")] + ex([n for n in ns if n > 8])
+    robust = lambda: [("its own 8 examples, %s" % w, "lib-seed1", w + (" 32" if w == "REFINE" else "")) for w in ("PICK", "REFINE")] + [
+        ("%s, %s" % (h, w), "lib-seed1", "%s, %s" % (w, h)) for h in ("half of another task", "all of another task") for w in ("PICK", "REFINE")] + [
+        ("no examples: MEAN", "lib-seed1", "MEAN")]
+    evals = lambda: [("0 (PICK)", "lib-seed1", "PICK"), ("32", "lib-seed1", "REFINE 32"), ("128", "lib-seed1", "REFINE 128")]
+    sizes = lambda ns, own: [("N = %d, %s" % (n, w), "lib-seed1" if n == own else "abl-n%d" % n, r) for n in ns for w, r in (("KNN", "KNN middle"), ("PICK", "PICK"), ("REFINE", "REFINE 32"))]
+    grads = lambda: [(r, j, r) for j in ("lib-seed1", "lora-r-seed1", "lora-nr-seed1") for r in (big.jobs[j]["rows"] if j in big.jobs else []) if "gradient" in r]
+    blocks = {
+        "smollm2": main_table(big, docs + "/evidence-smollm2.svg", "SmolLM2-135M-Instruct"), "15m": main_table(small, docs + "/evidence-15m.svg", "crayon-15m"),
+        "smollm2 unseen": unseen_table(big), "15m unseen": unseen_table(small), "smollm2 worst": worst_table(big), "15m worst": worst_table(small),
+        "smollm2 rates": rates_table(big), "15m rates": rates_table(small), "smollm2 training": training_table(big),
+        "smollm2 sizes": list_table(big, "pool", sizes((8, 16, 32, 64), 32) + [("N = 16, tasks with clear licences only, PICK", "lib-clear", "PICK"), ("the same, REFINE", "lib-clear", "REFINE 32")]),
+        "15m sizes": list_table(small, "pool", sizes((4, 8, 16, 32, 64), 16)),
+        "smollm2 examples": list_table(big, "examples", many((1, 3))), "15m examples": list_table(small, "examples", many((1, 3, 5, 50))),
+        "smollm2 robust": list_table(big, "examples", robust()), "15m robust": list_table(small, "examples", robust()),
+        "smollm2 evals": list_table(big, "evaluations", evals()), "15m evals": list_table(small, "evaluations", evals()),
+        "smollm2 gradient": list_table(big, "row", [(("library: " if j.startswith("lib") else "r: " if "-r-" in j else "N r: ") + r, j, r) for _, j, r in grads()]),
+        "smollm2 shots": list_table(big, "row, seed 1", [("base, 5-shot", "base", "base 5-shot seed 1"), ("library: REFINE", "lib-seed1", "REFINE 32"), ("library: REFINE, 5-shot prompts", "lib-seed1", "REFINE 32 with 5-shot prompts")]),
+        "witness": list_table(big, "one LoRA, r, seed 1", [("trained by crayon", "lora-r-seed1", "one LoRA"), ("trained by PyTorch", "witness-lora-r", "one LoRA")]),
+    }
+    text = open(page).read()
+    for name, block in blocks.items():
+        mark = "<!-- %s -->\n" % name
+        if mark in text:
+            a = text.index(mark) + len(mark)
+            b = text.index("<!-- end -->", a)
+            text = text[:a] + block + "\n" + text[b:]
+        else:
+            print("no place for", name)
+    with open(page, "w") as f:
+        f.write(text)
 
 
 main(*sys.argv[1:])
