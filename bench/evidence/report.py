@@ -54,6 +54,7 @@ ROWS = [
     ("library: told which task", "lib", r"^told which task$", "library pool"),
     ("library: tuned weights", "lib", r"^tuned weights", "gradient steps"),
     ("library: blend + gradient steps", "lib", r"^(blend|REFINE) \+ gradient", "gradient steps"),
+    ("library: REFINE + 8 gentle steps", "lib", r"^REFINE \+ gradient lr 0.0003 steps 8$", "gradient steps"),
     ("one LoRA, r + gradient steps", "lora-r", r"^one LoRA \+ gradient", "gradient steps"),
     ("one LoRA, N r + gradient steps (the anchor)", "lora-nr", r"^one LoRA \+ gradient", "gradient steps"),
 ]
@@ -179,7 +180,7 @@ def main_table(res, svg_path, title):
     rows = list(rows_of(res))
     acc = {label: a for label, _, _, _, a in rows}
     out = ["| row | seeds | validation | unseen | MMLU | both | both, against N r | pool | pool, against N r | pool, against r |",
-           "|---|---|---|---|---|---|---|---|---|---|"]
+           "|" + "---|" * 10]
     diff = lambda a, b, g: (lambda x, y: "%+.1f [%+.1f, %+.1f]" % (x[0] - y[0], *interval(x[1] - y[1])))(res.macro(a, g), res.macro(b, g))
     points = []
     for label, kind, variant, cells, a in rows:
@@ -200,7 +201,10 @@ def unseen_table(res):
     acc = {label: a for label, _, _, _, a in rows_of(res)}
     refs = ["one LoRA, r", "one LoRA, N r, REFINE over rank groups", "base, 5-shot", "one LoRA, r + gradient steps"]
     out = ["| row | unseen | " + " | ".join("against *%s*" % r for r in refs) + " |", "|---|---|" + "---|" * len(refs)]
-    for label in ("library: PICK", "library: REFINE", "library: REFINE, averaged with PICK", "library: tuned weights", "library: blend + gradient steps"):
+    for label in ("library: PICK", "library: REFINE", "library: REFINE, averaged with PICK", "library: tuned weights", "library: blend + gradient steps",
+                  "library: REFINE + 8 gentle steps"):
+        if label not in acc:
+            continue
         m = res.macro(acc[label], "unseen")
         cells = []
         for r in refs:
@@ -215,7 +219,10 @@ def worst_table(res):
     acc = {label: a for label, _, _, _, a in rows_of(res)}
     out = ["| row | tasks | lose more than 3 points | of them beyond noise (95 %) | gain more than 3, beyond noise | the worst |", "|---|---|---|---|---|---|"]
     ref = acc["one LoRA, N r"]
-    for label in ("one LoRA, r", "library: KNN, middle", "library: PICK", "library: REFINE", "library: tuned weights", "library: blend + gradient steps"):
+    for label in ("one LoRA, r", "library: KNN, middle", "library: PICK", "library: REFINE", "library: tuned weights", "library: blend + gradient steps",
+                  "library: REFINE + 8 gentle steps"):
+        if label not in acc:
+            continue
         d, b = 100 * (acc[label][0] - ref[0]), 100 * (acc[label][1] - ref[1])
         high, low = np.percentile(b, 97.5, axis=1), np.percentile(b, 2.5, axis=1)
         bad = np.flatnonzero((d < -3) & (high < 0))
