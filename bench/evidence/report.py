@@ -264,6 +264,16 @@ def training_table(res):
     return "\n".join(out)
 
 
+def scope_table(both):
+    out = ["| model | view | validation | unseen | MMLU | pool |", "|---|---|---|---|---|---|"]
+    for label, res in both:
+        for view, name in (("qx", "q_x"), ("mid", "middle")):
+            a = res.jobs["base"]["scope"][view]
+            mean = lambda g: np.mean([a[n] for n in res.names if res.group[n] == g and n in a])
+            out.append("| %s | %s | %s |" % (label, name, " | ".join("%.2f" % mean(g) for g in ("validation", "unseen", "mmlu", "pool"))))
+    return "\n".join(out)
+
+
 def main(folder, page):
     big, small = Results(folder + "/smollm2"), Results(folder + "/15m")
     docs = os.path.dirname(page)
@@ -286,6 +296,7 @@ def main(folder, page):
         "smollm2 evals": list_table(big, "evaluations", evals()), "15m evals": list_table(small, "evaluations", evals()),
         "smollm2 gradient": list_table(big, "row", [(("library: " if j.startswith("lib") else "r: " if "-r-" in j else "N r: ") + r, j, r) for _, j, r in grads()]),
         "smollm2 shots": list_table(big, "row, seed 1", [("base, 5-shot", "base", "base 5-shot seed 1"), ("library: REFINE", "lib-seed1", "REFINE 32"), ("library: REFINE, 5-shot prompts", "lib-seed1", "REFINE 32 with 5-shot prompts")]),
+        "scope": scope_table((("SmolLM2", big), ("15M", small))),
         "witness": list_table(big, "one LoRA, r, seed 1", [("trained by crayon", "lora-r-seed1", "one LoRA"), ("trained by PyTorch", "witness-lora-r", "one LoRA")]),
     }
     text = open(page).read()
@@ -301,4 +312,5 @@ def main(folder, page):
         f.write(text)
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])
