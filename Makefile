@@ -2,7 +2,7 @@
 # The short way to everything: `make help`. CMake does the work, in build/.
 SHELL := /bin/bash
 .DEFAULT_GOAL := all
-.PHONY: all deps models demo test bench check fuzz asan tsan install format help
+.PHONY: all deps models demo test bench evidence check fuzz asan tsan install format help
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := gcc cmake ninja-build pkg-config libpcre2-dev libutf8proc-dev libjansson-dev liblzma-dev \
@@ -31,6 +31,9 @@ test: all ## unit, kernel, golden and end-to-end tests
 
 bench: all ## measure crayon, and the peers where they are installed
 	@bench/run.sh
+
+evidence: ## tables and charts of docs/evidence.md from the raw results; TASKS=DIR and a GPU: missing results first
+	@bench/evidence/run.sh "$(TASKS)"
 
 check: all ## dependencies between folders, symbols, headers, style, licences, core build
 	@tools/deps.sh $(CHECK_PACKAGES)

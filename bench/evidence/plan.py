@@ -31,35 +31,32 @@ def main(model):
     for kind, (label, _) in ROWS.items():
         for lr in rates:
             job(kind, f"{label}-try-{lr:g}", lr=lr, epochs=1, light=True, tries=kind, evals=[32])
+    gentle = [[1e-3, [4]], [3e-4, [4, 8]]] if big else [[1e-3, [4]]]
     for seed in (1, 2, 3):
+        first = seed == 1
         for kind, (label, row) in ROWS.items():
             more = {"lr_from": kind, "lr_row": row, "seed": seed}
             if kind == "library":
-                more.update(evals=[32, 128] if seed == 1 else [32],
-                            tuned=[[0.1, 0.0, [4, 8, 16]], [0.1, 0.1, [16]], [0.3, 0.1, [8]]] if seed == 1 else [[0.1, 0.0, [8]], [0.1, 0.1, [16]]],
-                            anchor=[[1e-3, [4, 12]]] if seed == 1 else [[1e-3, [4, 12]]],
-                            anchor_from=["blend + gradient", "REFINE + gradient"] if seed == 1 else ["REFINE + gradient"], keep_pool=seed == 1)
-                if seed == 1:
-                    more.update(shots_list=[1, 3, 5, 50], robust=True)
+                more.update(evals=[32, 128] if first or not big else [32], tuned=[[0.3, 0.1, [8]]], anchor=gentle,
+                            anchor_from=["REFINE + gradient"], with_shots=big)
+                if first:
+                    more.update(shots_list=[1, 3, 5, 50], robust=True, keep_pool=True)
             if kind == "lora N":
-                more.update(groups=n, sigmas=[0.1, 0.3] if seed == 1 else [0.3], anchor=[[1e-3, [4, 12]]])
+                more.update(groups=n, sigmas=[0.3] if big else [0.1, 0.3])
+                if first or not big:
+                    more["anchor"] = [[1e-3, [4]]]
             if kind == "lora 1":
-                more.update(anchor=[[1e-3, [4, 12]]])
+                more["anchor"] = gentle if first else [[1e-3, [4]]]
+            if kind == "centroid":
+                more["brief"] = not first
             job(kind, f"{label}-seed{seed}", **more)
-        if seed == 1:
+        if first:
             job("lora 1", "witness-lora-r", lr_from="lora 1", lr_row=["one LoRA"], light=True, trainer="torch")
             jobs.append({"name": "base", "kind": "base", "seeds": [1, 2, 3]})
-    ablation = lambda name, **more: job("library", "abl-" + name, lr_from="library", lr_row=ROWS["library"][1], evals=[32], **more)
-    for k in (8, 16, 64, 128) if big else (4, 8, 32, 64):
-        ablation(f"n{k}", light=True)
-        jobs[-1]["n"] = k
-    for r in (4, 16):
-        ablation(f"rank{r}", light=True)
-        jobs[-1]["rank"] = r
-    ablation("clear", tasks="clear", light=True, keep_pool=True)
-    for t in (32, 96):
-        ablation(f"tasks{t}", n_tasks=t, light=True)
-    ablation("epochs4", epochs=4, light=True)
+    ablation = lambda name, **more: job("library", name, **{"lr_from": "library", "lr_row": ROWS["library"][1], "evals": [32], "light": True, **more})
+    ablation("lib-clear", tasks="clear", keep_pool=True, n=16)
+    for k in (8, 16, 64) if big else (4, 8, 32, 64):
+        ablation(f"abl-n{k}", n=k)
     json.dump(jobs, sys.stdout, indent=0)
 
 
