@@ -4,7 +4,9 @@
  * JSON object; times are medians over the rounds, in wall milliseconds. Tokens are random, as in
  * other engines' benches; the decode starts after the prefill.
  *
- *     bench_engine MODEL [-t THREADS] [-p PREFILL] [-n DECODE] [-r ROUNDS] [-k RANK] [-c CPU]
+ *     bench_engine MODEL [-t THREADS] [-p PREFILL] [-n DECODE] [-r ROUNDS] [-k RANK] [-c CPU] [-m]
+ *
+ * -m: read the weights where they are mapped.
  */
 #include "model/session.h"
 
@@ -68,10 +70,12 @@ static cr_delta *random_delta(const cr_model *m, int rank)
         for (int i = 0; i < CR_LIN_COUNT; i++) {
             const struct cr_matrix *w = cr_model_linear(m, l, (enum cr_linear)i);
             float *a = p, *b = p + (size_t)rank * (size_t)w->n_in;
-            *cr_delta_at(d, l, (enum cr_linear)i) = (struct cr_low_rank){rank, a, b};
+            *cr_delta_at(d, l, (enum cr_linear)i) =
+                (struct cr_low_rank){.rank = rank, .a = a, .b = b};
             p = b + (size_t)rank * (size_t)w->n_out;
         }
     d->max_rank = rank;
+    cr_delta_pack(m, d);
     return d;
 }
 
@@ -79,7 +83,7 @@ int main(int argc, char **argv)
 {
     int threads = 0, n_prefill = 512, n_decode = 128, rounds = 5, rank = 0, c;
     struct cr_model_options opt = {0};
-    while ((c = getopt(argc, argv, "t:p:n:r:k:c:")) != -1) {
+    while ((c = getopt(argc, argv, "t:p:n:r:k:c:m")) != -1) {
         int v = optarg ? (int)strtol(optarg, NULL, 10) : 0;
         if (c == 't')
             threads = v;
@@ -93,13 +97,15 @@ int main(int argc, char **argv)
             rank = v;
         else if (c == 'c')
             opt.cpu = optarg;
+        else if (c == 'm')
+            opt.pages = CR_PAGES_MAP;
         else
             optind = argc;
     }
     if (optind + 1 != argc || n_prefill < 1 || n_decode < 1 || rounds < 1 || rounds > MAX_ROUNDS ||
         rank < 0) {
         fprintf(stderr, "usage: bench_engine MODEL [-t THREADS] [-p PREFILL] [-n DECODE] "
-                        "[-r ROUNDS] [-k RANK] [-c CPU]\n");
+                        "[-r ROUNDS] [-k RANK] [-c CPU] [-m]\n");
         return 2;
     }
     opt.n_threads = threads;

@@ -149,6 +149,12 @@ static enum cr_status open_model(struct cr_setup *s, const struct cr_args *a, un
         opt.n_threads = cr_arg_int(a, CR_OPT_THREADS);
     if (a->v[CR_OPT_CPU].opt && cr_arg_given(a, CR_OPT_CPU))
         opt.cpu = cr_arg_text(a, CR_OPT_CPU);
+    if (a->v[CR_OPT_PAGES].opt) {
+        const char *pages = cr_arg_text(a, CR_OPT_PAGES);
+        opt.pages = !strcmp(pages, "map")    ? CR_PAGES_MAP
+                    : !strcmp(pages, "huge") ? CR_PAGES_HUGE
+                                             : CR_PAGES_AUTO;
+    }
     if (a->v[CR_OPT_TEMPLATE].opt)
         opt.template_name = cr_arg_text(a, CR_OPT_TEMPLATE);
     return cr_model_open(&s->model, s->model_path, &opt, err);
@@ -320,15 +326,18 @@ const char *cr_bytes_text(uint64_t bytes, char out[16])
 void cr_summary(const struct cr_model_info *info, size_t prefill_tokens, double prefill_ms,
                 size_t decode_tokens, double decode_ms, const char *logits)
 {
-    char speed[128] = "", peak[16];
+    char speed[128] = "", peak[16], copy[16], pages[64] = "";
     double prefill = prefill_ms > 0 ? 1e3 * (double)prefill_tokens / prefill_ms : 0;
     double decode = decode_ms > 0 ? 1e3 * (double)decode_tokens / decode_ms : 0;
     if (decode_tokens)
         snprintf(speed, sizeof speed, ", decode %.1f tok/s, %.2f GB/s", decode,
                  1e-9 * decode * (double)info->weight_bytes);
+    if (info->copy_bytes)
+        snprintf(pages, sizeof pages, ", weights copied to huge pages, %s",
+                 cr_bytes_text(info->copy_bytes, copy));
     bool hash = logits && *logits != '-';
-    cr_note("%zu+%zu tokens, prefill %.1f tok/s%s, peak %s%s%s", prefill_tokens, decode_tokens,
-            prefill, speed, cr_bytes_text(cr_peak_bytes(), peak), hash ? ", logits " : "",
+    cr_note("%zu+%zu tokens, prefill %.1f tok/s%s, peak %s%s%s%s", prefill_tokens, decode_tokens,
+            prefill, speed, cr_bytes_text(cr_peak_bytes(), peak), pages, hash ? ", logits " : "",
             hash ? logits : "");
 }
 

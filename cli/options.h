@@ -68,6 +68,7 @@ enum cr_opt {
     CR_OPT_CPU,
     CR_OPT_DEVICE,
     CR_OPT_DEVICES,
+    CR_OPT_PAGES,
     CR_OPT_CTX,
     CR_OPT_TEMPLATE,
     /* sampling */

@@ -120,6 +120,7 @@ static int print_json(const struct run *r)
     cr_json_str(&j, "finish_reason", finishes[ans->finish]);
     cr_json_open(&j, "timings", '{');
     cr_json_fixed(&j, "load_ms", r->setup.load_ms, 3);
+    cr_json_uint(&j, "copied_weight_bytes", cr_model_info(r->setup.model)->copy_bytes);
     cr_json_fixed(&j, "first_token_ms", ans->stats.first_token_ms, 3);
     cr_json_uint(&j, "prefill_tokens", ans->stats.n_prefill);
     cr_json_fixed(&j, "prefill_ms", ans->stats.prefill_ms, 3);

@@ -136,6 +136,10 @@ const struct cr_option cr_options[] = {
           "where training steps and packed batches run; cuda needs a build with CRAYON_CUDA"),
     VALUE(DEVICES, POOL_TRAIN, MODEL, 0, "devices", TEXT, 0, "N|all", "1",
           "with --device cuda: GPUs to train on"),
+    VALUE(
+        PAGES, COMPUTES, MODEL, 0, "pages", CHOICE, CR_OF_ENV, "auto|map|huge", "auto",
+        "weights as mapped from the file, or as a private copy in huge pages: faster, as large as "
+        "the weights; auto: the copy where half of the free memory holds it"),
     /* ---- sampling ---- */
     NUMBER(MAX_TOKENS, ANSWERS, SAMPLING, 'n', "max-tokens", INT, 0, "N", "256", 0, 1 << 20,
            "stop after so many tokens"),

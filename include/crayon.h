@@ -98,12 +98,18 @@ CR_API size_t cr_mem_peak(void);
 typedef struct cr_model cr_model;
 typedef struct cr_delta cr_delta; /* a low-rank change of the linear layers, ready to run */
 
+/* Where weights lie. MAP: in the mapped file. HUGE: in a private copy in huge pages, in the order
+ * in which this machine reads them: faster, and as large as the weights. AUTO: the copy, if it
+ * takes at most half of the memory that is free. */
+enum cr_pages { CR_PAGES_AUTO, CR_PAGES_MAP, CR_PAGES_HUGE };
+
 struct cr_model_options {
     int n_threads; /* 0: one per online core, at most 64 */
     /* "ref", "avx2", "avxvnni", "avx512", "amx", "neon", "auto"; NULL: $CR_CPU, else "auto" */
     const char *cpu;
     const char *template_name; /* chat template to use instead of the file's; NULL: the file's */
     bool vocab_only;           /* read the tokenizer only; sessions are refused */
+    enum cr_pages pages;
 };
 
 struct cr_model_info {
@@ -114,6 +120,7 @@ struct cr_model_info {
     const char *chat;        /* chat template by name, "" when there is none */
     int n_layers, n_embd, n_heads, n_kv_heads, head_dim, n_ff, n_vocab, n_ctx_train, n_threads;
     uint64_t n_params, file_bytes, weight_bytes;
+    uint64_t copy_bytes; /* of the private copy; 0: mapped, or no session was made yet */
 };
 
 /* Maps a GGUF file and checks every key and tensor that the architecture needs. opt may be NULL.

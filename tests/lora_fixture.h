@@ -165,7 +165,7 @@ static inline cr_adapter *fx_random_adapter(cr_model *m, int rank, float size, u
     for (int i = 0; i < m->n_layers * CR_LIN_COUNT; i++) {
         const struct cr_matrix *w = &m->layers[0].lin[i % CR_LIN_COUNT];
         float *a = at, *b = at + rank * w->n_in;
-        d->pairs[i] = (struct cr_low_rank){rank, a, b};
+        d->pairs[i] = (struct cr_low_rank){.rank = rank, .a = a, .b = b};
         at = b + rank * w->n_out;
         for (float *p = a; p < at; p++)
             *p = size * (float)cr_rng_normal(&rng);

@@ -125,10 +125,11 @@ enum cr_status cr_adapters_combine(cr_delta **out, const cr_model *m,
             done += p->rank;
         }
         if (rank)
-            d->pairs[i] = (struct cr_low_rank){rank, a, b};
+            d->pairs[i] = (struct cr_low_rank){.rank = rank, .a = a, .b = b};
         at = b + (size_t)rank * (size_t)w->n_out;
         d->max_rank = rank > d->max_rank ? rank : d->max_rank;
     }
+    cr_delta_pack(m, d);
     *out = d;
     return CR_OK;
 }

@@ -302,7 +302,7 @@ static void lay_out(struct blend_job *job, int rank)
         size_t skip = p->form == CR_POOL_SEPARATE
                           ? (size_t)job->first * (size_t)p->rank * (size_t)w->n_in
                           : 0;
-        job->d->pairs[i] = (struct cr_low_rank){rank, p->pairs[i].a + skip, at};
+        job->d->pairs[i] = (struct cr_low_rank){.rank = rank, .a = p->pairs[i].a + skip, .b = at};
         at += (size_t)rank * (size_t)w->n_out;
     }
     job->d->max_rank = rank;
@@ -338,6 +338,7 @@ enum cr_status cr_pool_blend(cr_delta **out, const cr_pool *p, const float *weig
     lay_out(&job, rank);
     cr_threads_run_dynamic(p->model->threads, (size_t)p->n_layers * CR_LIN_COUNT, 1, blend_pairs,
                            &job);
+    cr_delta_pack(p->model, job.d);
     *out = job.d;
     return CR_OK;
 }

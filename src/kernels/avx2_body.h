@@ -424,13 +424,14 @@ static void quantize_q8a(struct cr_block_q8a *dst, const float *x, size_t n)
         s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
         s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
         dst[b].d = d;
-        dst[b].s = d * (float)_mm_cvtsi128_si32(s);
+        dst[b].sum = _mm_cvtsi128_si32(s);
+        dst[b].s = d * (float)dst[b].sum;
     }
 }
 
 /* ---- the operations of vector.h -------------------------------------------------------- */
 
-enum { FLOAT_ROWS = 4, FLOAT_SIDE = 3 };
+enum { FLOAT_ROWS = 4, FLOAT_SIDE = 3, MIX_SIDE = 2 };
 
 INLINE vf v_set1(float a)
 {
@@ -561,10 +562,66 @@ static void rope_norm(float *x, const float *cs, size_t d)
 
 #include "kernels/vector.h" /* needs the operations above */
 
+/* ---- packed products ------------------------------------------------------------------- */
+
+enum {
+    PACKED_FLIP = VNNI ? 0x80 : 0,
+    PACKED_SIDE = VNNI ? 3 : 2, /* by two panels: their integer and float sums in 16 registers */
+};
+
+typedef __m256i vi;
+
+INLINE vi vi_load(const void *p)
+{
+    return _mm256_loadu_si256(p);
+}
+INLINE vi vi_set4(const void *p)
+{
+    return _mm256_set1_epi32(load_i32(p));
+}
+INLINE vi vi_low(vi v)
+{
+    return _mm256_and_si256(v, _mm256_set1_epi8(15));
+}
+INLINE vi vi_high(vi v)
+{
+    return _mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15));
+}
+INLINE vi vi_dot(enum cr_type type, vi acc, vi w, vi x)
+{
+#if defined(__AVXVNNI__)
+    (void)type;
+    return _mm256_dpbusd_avx_epi32(acc, w, x);
+#else
+    if (type != CR_Q8_0) /* 8 pairs of at most 2 * 15 * 127 stay below 2^15 */
+        return _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, x));
+    x = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(x, _mm256_set1_epi16(1)));
+#endif
+}
+INLINE vf vi_float(enum cr_type type, vi v, const int32_t *sum)
+{
+    if (!VNNI && type != CR_Q8_0)
+        v = _mm256_madd_epi16(v, _mm256_set1_epi16(1));
+    if (type == CR_Q4_0)
+        v = _mm256_sub_epi32(v, _mm256_slli_epi32(_mm256_set1_epi32(*sum), 3));
+    if (VNNI && type == CR_Q8_0)
+        v = _mm256_sub_epi32(v, _mm256_slli_epi32(_mm256_set1_epi32(*sum), 7));
+    return _mm256_cvtepi32_ps(v);
+}
+INLINE vi vi_start(enum cr_type type, const int32_t *sum)
+{
+    (void)type;
+    (void)sum;
+    return _mm256_setzero_si256();
+}
+
+#include "kernels/packed.h" /* needs the operations above */
+
 /* All of the level's table but its name. */
 #define AVX2_KERNELS                                                                               \
     .matmul =                                                                                      \
         {[CR_F32] = matmul_f32, [CR_F16] = matmul_f16, [CR_BF16] = matmul_bf16, MATMUL_QUANTISED}, \
-    .quantize_q8a = quantize_q8a, VECTOR_KERNELS
+    .quantize_q8a = quantize_q8a, VECTOR_KERNELS, PACKED_KERNELS
 
 #endif

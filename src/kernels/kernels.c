@@ -43,12 +43,17 @@ static bool has_amx(void)
 #endif
 }
 
-static struct cr_kernels amx_table;
-static pthread_once_t amx_once = PTHREAD_ONCE_INIT;
+static struct cr_kernels avx512_table, amx_table;
+static pthread_once_t tables_once = PTHREAD_ONCE_INIT;
 
-static void fill_amx(void)
+static void fill_tables(void)
 {
+    avx512_table = cr_kernels_avx512;
     cr_kernels_fill_amx(&amx_table);
+    if (__builtin_cpu_supports("avx512bf16")) {
+        cr_kernels_add_bf16(&avx512_table);
+        cr_kernels_add_bf16(&amx_table);
+    }
 }
 #endif
 
@@ -89,9 +94,10 @@ const struct cr_kernels *cr_kernels_level(enum cr_cpu level)
     case CR_CPU_AVXVNNI:
         return &cr_kernels_avxvnni;
     case CR_CPU_AVX512:
-        return &cr_kernels_avx512;
+        pthread_once(&tables_once, fill_tables);
+        return &avx512_table;
     case CR_CPU_AMX:
-        pthread_once(&amx_once, fill_amx);
+        pthread_once(&tables_once, fill_tables);
         return &amx_table;
 #elif defined(__aarch64__)
     case CR_CPU_NEON:

@@ -24,15 +24,35 @@ enum cr_cpu {
     CR_CPU_COUNT
 };
 
+enum { CR_KV_TILE = 16 }; /* cells */
+
 /* y[t * ldy + r] = sum_i W[r, i] * x[t, i]   for r < rows, t < n_tok.
  * W: rows of row_bytes; x: activations in the type's activation format, x_bytes apart:
- * float32 for F32, F16, BF16; struct cr_block_q8a for the quantised types. */
+ * float32 for F32 and F16, bfloat16 for BF16, struct cr_block_q8a for the quantised types. */
 typedef void cr_matmul_fn(float *y, size_t ldy, const void *w, size_t row_bytes, const void *x,
                           size_t x_bytes, size_t rows, size_t n_tok, size_t n);
 
 struct cr_kernels {
     const char *name;
     enum cr_cpu level;
+
+    /* Packed weights: panels of panel_rows rows in the order in which this level reads them (the
+     * last panel filled with zeros), panel_bytes(type, n) apart. pack writes the panels of `rows`
+     * rows. matmul_packed is matmul with w at the first row of a panel and row_bytes the bytes of a
+     * panel: the same bits. Both NULL for types that this level reads as they are; panel_rows 0
+     * where no type is packed. */
+    size_t panel_rows;
+    size_t (*panel_bytes)(enum cr_type type, size_t n);
+    void (*pack[CR_TYPE_END])(void *dst, const void *w, size_t row_bytes, size_t rows, size_t n);
+    cr_matmul_fn *matmul_packed[CR_TYPE_END];
+    /* The second factor B [rows, rank] of a low-rank change, packed for panels of panel_rows rows:
+     * codes of 8 bits with a float16 scale for each row. low_bytes: of all panels.
+     *     y[t * ldy + r] += sum_k B[r, k] low[t * ldlow + k]
+     * where row 0 begins a panel. NULL where panel_rows is 0. */
+    size_t (*low_bytes)(size_t rows, size_t rank);
+    void (*pack_low)(void *dst, const float *b, size_t rows, size_t rank);
+    void (*add_low)(float *y, size_t ldy, const void *b, const float *low, size_t ldlow,
+                    size_t rows, size_t n_tok, size_t rank);
 
     cr_matmul_fn *matmul[CR_TYPE_END]; /* NULL for unusable types */
     /* n float32 to n/32 blocks; d = max|x| / 127, q = round to nearest even of x / d. n % 32 == 0
@@ -41,6 +61,7 @@ struct cr_kernels {
     /* n values of a usable type to float32; n is a multiple of the block. */
     void (*dequantize[CR_TYPE_END])(float *dst, const void *src, size_t n);
     void (*f32_to_f16)(uint16_t *dst, const float *src, size_t n);
+    void (*f32_to_bf16)(uint16_t *dst, const float *src, size_t n);
 
     /* y[i] = x[i] * w[i] / sqrt(mean(x^2) + eps); y may be x. */
     void (*rmsnorm)(float *y, const float *x, const float *w, size_t n, float eps);
@@ -54,12 +75,14 @@ struct cr_kernels {
     void (*add)(float *y, const float *x, size_t n);           /* y += x */
     void (*axpy)(float *y, float a, const float *x, size_t n); /* y += a x */
     float (*dot)(const float *a, const float *b, size_t n);    /* sum a b */
-    /* One head against a float16 cache: s[j] = scale * sum_i q[i] k[j * stride + i], j < n_kv. */
-    void (*attn_scores_f16)(float *s, const float *q, const uint16_t *k, size_t stride, size_t n_kv,
-                            size_t d, float scale);
-    /* y[i] += sum_j p[j] v[j * stride + i] in the order of j. */
-    void (*attn_mix_f16)(float *y, const float *p, const uint16_t *v, size_t stride, size_t n_kv,
-                         size_t d);
+    /* n_q heads against float16 keys of one kv head, which lie in tiles of CR_KV_TILE cells: value
+     * i of cell c is k[(c / TILE * d + i) * TILE + c % TILE]. s[t * lds + c - begin] = scale *
+     * sum_i q[t * ldq + i] key(c, i)     begin <= c < end Reads whole tiles. */
+    void (*attn_scores_f16)(float *s, size_t lds, const float *q, size_t ldq, size_t n_q,
+                            const uint16_t *k, size_t begin, size_t end, size_t d, float scale);
+    /* y[t * ldy + i] += sum_j p[t * ldp + j] v[j * d + i], j < n, in the order of j. */
+    void (*attn_mix_f16)(float *y, size_t ldy, const float *p, size_t ldp, size_t n_q,
+                         const uint16_t *v, size_t n, size_t d);
     /* Rotary embedding of one head vector x[d] with d/2 (cos, sin) pairs cs[2 * i], cs[2 * i + 1].
      * norm: pairs (2i, 2i+1), the order of GGUF `llama` files; neox: pairs (i, i + d/2). */
     void (*rope_norm)(float *x, const float *cs, size_t d);

@@ -193,6 +193,7 @@ void cr_kernels_fill_amx(struct cr_kernels *k)
     *k = cr_kernels_avx512;
     k->name = "amx";
     k->level = CR_CPU_AMX;
+    k->panel_rows = 0; /* its tiles are made from the file's rows */
     k->matmul[CR_Q8_0] = matmul_q8_0;
     k->matmul[CR_Q4_0] = matmul_q4_0;
     k->matmul[CR_Q4_1] = matmul_q4_1;

@@ -140,13 +140,14 @@ static void quantize_q8a(struct cr_block_q8a *dst, const float *x, size_t n)
         _mm_storeu_si128((void *)dst[b].q, _mm512_cvtepi32_epi8(q0));
         _mm_storeu_si128((void *)(dst[b].q + 16), _mm512_cvtepi32_epi8(q1));
         dst[b].d = d;
-        dst[b].s = d * (float)_mm512_reduce_add_epi32(_mm512_add_epi32(q0, q1));
+        dst[b].sum = _mm512_reduce_add_epi32(_mm512_add_epi32(q0, q1));
+        dst[b].s = d * (float)dst[b].sum;
     }
 }
 
 /* ---- the operations of vector.h -------------------------------------------------------- */
 
-enum { FLOAT_ROWS = 4, FLOAT_SIDE = 6 };
+enum { FLOAT_ROWS = 4, FLOAT_SIDE = 6, MIX_SIDE = 4 };
 
 INLINE vf v_set1(float a)
 {
@@ -273,6 +274,54 @@ static void rope_norm(float *x, const float *cs, size_t d)
 
 #include "kernels/vector.h" /* needs the operations above */
 
+/* ---- packed products ------------------------------------------------------------------- */
+
+enum {
+    PACKED_FLIP = 0x80,
+    PACKED_SIDE = 6, /* by two panels: 12 integer and 12 float sums in 32 registers */
+};
+
+typedef __m512i vi;
+
+INLINE vi vi_load(const void *p)
+{
+    return _mm512_loadu_si512(p);
+}
+INLINE vi vi_set4(const void *p)
+{
+    return _mm512_set1_epi32(load_i32(p));
+}
+INLINE vi vi_low(vi v)
+{
+    return _mm512_and_si512(v, _mm512_set1_epi8(15));
+}
+INLINE vi vi_high(vi v)
+{
+    return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15));
+}
+/* -128 or -8 times the sum of the activation's codes: see the top. */
+INLINE vi vi_start(enum cr_type type, const int32_t *sum)
+{
+    const vi zero = _mm512_setzero_si512();
+    if (type == CR_Q4_1)
+        return zero;
+    return _mm512_sub_epi32(zero,
+                            _mm512_slli_epi32(_mm512_set1_epi32(*sum), type == CR_Q8_0 ? 7 : 3));
+}
+INLINE vi vi_dot(enum cr_type type, vi acc, vi w, vi x)
+{
+    (void)type;
+    return _mm512_dpbusd_epi32(acc, w, x);
+}
+INLINE vf vi_float(enum cr_type type, vi v, const int32_t *sum)
+{
+    (void)type;
+    (void)sum;
+    return _mm512_cvtepi32_ps(v);
+}
+
+#include "kernels/packed.h" /* needs the operations above */
+
 const struct cr_kernels cr_kernels_avx512 = {
     .name = "avx512",
     .level = CR_CPU_AVX512,
@@ -280,4 +329,5 @@ const struct cr_kernels cr_kernels_avx512 = {
         {[CR_F32] = matmul_f32, [CR_F16] = matmul_f16, [CR_BF16] = matmul_bf16, MATMUL_QUANTISED},
     .quantize_q8a = quantize_q8a,
     VECTOR_KERNELS,
+    PACKED_KERNELS,
 };

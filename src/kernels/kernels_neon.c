@@ -328,13 +328,14 @@ static void quantize_q8a(struct cr_block_q8a *dst, const float *x, size_t n)
             vst1_lane_s32((void *)(dst[b].q + 4 * i), vreinterpret_s32_s8(codes), 0);
         }
         dst[b].d = d;
-        dst[b].s = d * (float)vaddvq_s32(sum);
+        dst[b].sum = vaddvq_s32(sum);
+        dst[b].s = d * (float)dst[b].sum;
     }
 }
 
 /* ---- the operations of vector.h -------------------------------------------------------- */
 
-enum { FLOAT_ROWS = 4, FLOAT_SIDE = 4 };
+enum { FLOAT_ROWS = 4, FLOAT_SIDE = 4, MIX_SIDE = 4 };
 
 INLINE vf v_set1(float a)
 {

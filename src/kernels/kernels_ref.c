@@ -53,12 +53,12 @@ static float row_f16(const unsigned char *w, const unsigned char *x, size_t n)
 
 static float row_bf16(const unsigned char *w, const unsigned char *x, size_t n)
 {
-    float sum = 0, b;
+    float sum = 0;
     for (size_t i = 0; i < n; i++) {
-        uint16_t a;
+        uint16_t a, b;
         memcpy(&a, w + 2 * i, sizeof a);
-        memcpy(&b, x + 4 * i, sizeof b);
-        sum += cr_bf16_to_f32(a) * b;
+        memcpy(&b, x + 2 * i, sizeof b);
+        sum += cr_bf16_to_f32(a) * cr_bf16_to_f32(b);
     }
     return sum;
 }
@@ -144,6 +144,7 @@ static void quantize_q8a(struct cr_block_q8a *dst, const float *x, size_t n)
                 sum += b->q[j];
             }
         }
+        b->sum = sum;
         b->s = b->d * (float)sum;
     }
 }
@@ -219,23 +220,26 @@ static float dot(const float *a, const float *b, size_t n)
     return sum;
 }
 
-static void attn_scores_f16(float *s, const float *q, const uint16_t *k, size_t stride, size_t n_kv,
-                            size_t d, float scale)
+static void attn_scores_f16(float *s, size_t lds, const float *q, size_t ldq, size_t n_q,
+                            const uint16_t *k, size_t begin, size_t end, size_t d, float scale)
 {
-    for (size_t j = 0; j < n_kv; j++) {
-        float sum = 0;
-        for (size_t i = 0; i < d; i++)
-            sum += q[i] * cr_f16_to_f32(k[j * stride + i]);
-        s[j] = sum * scale;
-    }
+    for (size_t t = 0; t < n_q; t++)
+        for (size_t c = begin; c < end; c++) {
+            const uint16_t *key = k + c / CR_KV_TILE * d * CR_KV_TILE + c % CR_KV_TILE;
+            float sum = 0;
+            for (size_t i = 0; i < d; i++)
+                sum += q[t * ldq + i] * cr_f16_to_f32(key[i * CR_KV_TILE]);
+            s[t * lds + c - begin] = sum * scale;
+        }
 }
 
-static void attn_mix_f16(float *y, const float *p, const uint16_t *v, size_t stride, size_t n_kv,
-                         size_t d)
+static void attn_mix_f16(float *y, size_t ldy, const float *p, size_t ldp, size_t n_q,
+                         const uint16_t *v, size_t n, size_t d)
 {
-    for (size_t j = 0; j < n_kv; j++)
-        for (size_t i = 0; i < d; i++)
-            y[i] += p[j] * cr_f16_to_f32(v[j * stride + i]);
+    for (size_t t = 0; t < n_q; t++)
+        for (size_t j = 0; j < n; j++)
+            for (size_t i = 0; i < d; i++)
+                y[t * ldy + i] += p[t * ldp + j] * cr_f16_to_f32(v[j * d + i]);
 }
 
 /* A rotation of each pair (a, b) by its angle: (a cos - b sin, a sin + b cos). */
@@ -277,6 +281,7 @@ const struct cr_kernels cr_kernels_ref = {
                    [CR_Q6_K] = dequantize_q6_k,
                    [CR_IQ4_NL] = dequantize_iq4_nl},
     .f32_to_f16 = f32_to_f16,
+    .f32_to_bf16 = f32_to_bf16,
     .rmsnorm = rmsnorm,
     .softmax = softmax,
     .silu_mul = silu_mul,

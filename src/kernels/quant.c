@@ -23,7 +23,7 @@ _Static_assert(sizeof(struct cr_block_q4_k) == 144, "a Q4_K block is 144 bytes i
 _Static_assert(sizeof(struct cr_block_q5_k) == 176, "a Q5_K block is 176 bytes in a file");
 _Static_assert(sizeof(struct cr_block_q6_k) == 210, "a Q6_K block is 210 bytes in a file");
 _Static_assert(sizeof(struct cr_block_iq4_nl) == 18, "an IQ4_NL block is 18 bytes in a file");
-_Static_assert(sizeof(struct cr_block_q8a) == 40, "an activation block has no padding");
+_Static_assert(sizeof(struct cr_block_q8a) == 44, "an activation block has no padding");
 
 static const struct cr_type_info unknown_type = {NULL, 0, 0, false};
 

@@ -75,9 +75,11 @@ struct cr_block_iq4_nl {
     uint16_t d; /* float16; value = d * iq4_values[nibble] */
     uint8_t q[16];
 };
-/* An activation quantised for products with the blocks above: value = d * q, s = d * sum(q). */
+/* An activation quantised for products with the blocks above: value = d * q, sum = sum of q,
+ * s = d * sum. */
 struct cr_block_q8a {
     float d, s;
+    int32_t sum;
     int8_t q[32];
 };
 

@@ -63,16 +63,19 @@ struct floats {
 INLINE void float_step(enum cr_type type, int R, int T, vf acc[FLOAT_ROWS][FLOAT_SIDE],
                        const struct floats *f, size_t i, size_t part)
 {
-    const size_t size = type == CR_F32 ? 4 : 2;
+    const enum cr_type x_type = type == CR_BF16 ? CR_BF16 : CR_F32;
+    const size_t size = type == CR_F32 ? 4 : 2, x_size = x_type == CR_F32 ? 4 : 2;
     vf x[FLOAT_SIDE];
     UNROLL for (int t = 0; t < T; t++)
     {
-        const float *p = (const void *)(f->x + (size_t)t * f->x_bytes + 4 * i);
-        x[t] = part ? v_load_part(p, part) : v_load(p);
+        const uint8_t *p = f->x + (size_t)t * f->x_bytes + x_size * i;
+        x[t] = part ? load_last(x_type, p, part) : load_values(x_type, p);
     }
     UNROLL for (int r = 0; r < R; r++)
     {
         const uint8_t *p = f->w + (size_t)r * f->row_bytes + size * i;
+        if (T == 1) /* the next rows: a single token waits for memory */
+            __builtin_prefetch(p + (size_t)R * f->row_bytes);
         vf w = part ? load_last(type, p, part) : load_values(type, p);
         UNROLL for (int t = 0; t < T; t++)
         {
@@ -411,49 +414,158 @@ static void gelu_mul(float *g, const float *u, size_t n)
 
 /* ---- attention over a float16 cache ---------------------------------------------------- */
 
-static void attn_scores_f16(float *s, const float *q, const uint16_t *k, size_t stride, size_t n_kv,
-                            size_t d, float scale)
-{
-    matmul_floats(CR_F16, s, 0, k, stride * sizeof *k, q, 0, n_kv, 1, d);
-    for (size_t j = 0; j < n_kv; j++)
-        s[j] *= scale;
-}
+/* The arguments of one call, moved on to the heads at work. */
+struct attention {
+    float *out;
+    const float *in; /* heads, or probabilities */
+    const uint16_t *kv;
+    size_t ldo, ldi, begin, end, d;
+    float scale;
+};
 
-/* C vectors of columns: their sums stay in registers over all j. */
-INLINE void mix_columns(int C, float *y, const float *p, const uint16_t *v, size_t stride,
-                        size_t n_kv)
+/* V vectors of cells, from c on, by T heads: a lane is a cell. */
+INLINE void score_cells(int V, int T, const struct attention *a, size_t c)
 {
-    vf acc[8];
-    UNROLL for (int c = 0; c < C; c++)
+    vf acc[4][4];
+    const uint16_t *k[4];
+    UNROLL for (int v = 0; v < V; v++)
     {
-        acc[c] = v_load(y + c * LANES);
-    }
-    for (size_t j = 0; j < n_kv; j++, v += stride) {
-        vf pj = v_set1(p[j]);
-        UNROLL for (int c = 0; c < C; c++)
+        size_t cell = c + (size_t)v * LANES;
+        k[v] = a->kv + cell / CR_KV_TILE * a->d * CR_KV_TILE + cell % CR_KV_TILE;
+        UNROLL for (int t = 0; t < T; t++)
         {
-            acc[c] = v_fma(pj, v_load_f16(v + c * LANES), acc[c]);
+            acc[v][t] = v_zero();
         }
     }
-    UNROLL for (int c = 0; c < C; c++)
+    for (size_t i = 0; i < a->d; i++) {
+        vf key[4];
+        UNROLL for (int v = 0; v < V; v++)
+        {
+            key[v] = v_load_f16(k[v] + i * CR_KV_TILE);
+        }
+        UNROLL for (int t = 0; t < T; t++)
+        {
+            vf q = v_set1(a->in[(size_t)t * a->ldi + i]);
+            UNROLL for (int v = 0; v < V; v++)
+            {
+                acc[v][t] = v_fma(key[v], q, acc[v][t]);
+            }
+        }
+    }
+    UNROLL for (int v = 0; v < V; v++)
     {
-        v_store(y + c * LANES, acc[c]);
+        size_t cell = c + (size_t)v * LANES, first = cell < a->begin ? a->begin - cell : 0;
+        size_t last = a->end - cell < LANES ? a->end - cell : LANES;
+        UNROLL for (int t = 0; t < T; t++)
+        {
+            float *s = a->out + (size_t)t * a->ldo + cell - a->begin;
+            vf scaled = v_mul(acc[v][t], v_set1(a->scale));
+            if (first == 0 && last == LANES)
+                v_store(s, scaled);
+            else
+                v_store_mask(s, scaled, v_lanes(first, last));
+        }
     }
 }
 
-static void attn_mix_f16(float *y, const float *p, const uint16_t *v, size_t stride, size_t n_kv,
-                         size_t d)
+/* Single heads have few sums in flight: they take more cells at a time. */
+INLINE void score_heads(int T, const struct attention *a)
+{
+    enum { MOST = 4 };
+    size_t c = a->begin / LANES * LANES;
+    for (; T == 1 && a->end > c + (MOST - 1) * LANES; c += MOST * LANES)
+        score_cells(MOST, T, a, c);
+    for (; a->end > c + LANES; c += 2 * LANES)
+        score_cells(2, T, a, c);
+    if (a->end > c)
+        score_cells(1, T, a, c);
+}
+
+static void attn_scores_f16(float *s, size_t lds, const float *q, size_t ldq, size_t n_q,
+                            const uint16_t *k, size_t begin, size_t end, size_t d, float scale)
+{
+    struct attention a = {s, q, k, lds, ldq, begin, end, d, scale};
+    for (size_t t = 0, step; t < n_q; t += step) {
+        step = n_q - t >= 4 ? 4 : n_q - t;
+        a.out = s + t * lds;
+        a.in = q + t * ldq;
+        if (step == 4)
+            score_heads(4, &a);
+        else if (step == 3)
+            score_heads(3, &a);
+        else if (step == 2)
+            score_heads(2, &a);
+        else
+            score_heads(1, &a);
+    }
+}
+
+/* C vectors of columns, from i on, by T heads: their sums stay in registers over all cells. */
+INLINE void mix_columns(int C, int T, const struct attention *a, size_t i)
+{
+    vf acc[4][4];
+    UNROLL for (int t = 0; t < T; t++)
+    {
+        UNROLL for (int c = 0; c < C; c++)
+        {
+            acc[t][c] = v_load(a->out + (size_t)t * a->ldo + i + (size_t)c * LANES);
+        }
+    }
+    const uint16_t *v = a->kv + i;
+    for (size_t j = 0; j < a->end; j++, v += a->d) {
+        vf value[4];
+        UNROLL for (int c = 0; c < C; c++)
+        {
+            value[c] = v_load_f16(v + c * LANES);
+        }
+        UNROLL for (int t = 0; t < T; t++)
+        {
+            vf p = v_set1(a->in[(size_t)t * a->ldi + j]);
+            UNROLL for (int c = 0; c < C; c++)
+            {
+                acc[t][c] = v_fma(p, value[c], acc[t][c]);
+            }
+        }
+    }
+    UNROLL for (int t = 0; t < T; t++)
+    {
+        UNROLL for (int c = 0; c < C; c++)
+        {
+            v_store(a->out + (size_t)t * a->ldo + i + (size_t)c * LANES, acc[t][c]);
+        }
+    }
+}
+
+INLINE void mix_heads(int T, const struct attention *a)
 {
     size_t i = 0;
-    for (; d - i >= 8 * LANES; i += 8 * LANES)
-        mix_columns(8, y + i, p, v + i, stride, n_kv);
-    for (; d - i >= 4 * LANES; i += 4 * LANES)
-        mix_columns(4, y + i, p, v + i, stride, n_kv);
-    for (; d - i >= LANES; i += LANES)
-        mix_columns(1, y + i, p, v + i, stride, n_kv);
-    for (; i < d; i++)
-        for (size_t j = 0; j < n_kv; j++)
-            y[i] = fmaf(p[j], cr_f16_to_f32(v[j * stride + i]), y[i]);
+    for (; a->d - i >= 4 * LANES; i += 4 * LANES)
+        mix_columns(4, T, a, i);
+    for (; a->d - i >= LANES; i += LANES)
+        mix_columns(1, T, a, i);
+    for (; i < a->d; i++)
+        for (int t = 0; t < T; t++) {
+            float *y = a->out + (size_t)t * a->ldo + i;
+            for (size_t j = 0; j < a->end; j++)
+                *y = fmaf(a->in[(size_t)t * a->ldi + j], cr_f16_to_f32(a->kv[j * a->d + i]), *y);
+        }
+}
+
+static void attn_mix_f16(float *y, size_t ldy, const float *p, size_t ldp, size_t n_q,
+                         const uint16_t *v, size_t n, size_t d)
+{
+    struct attention a = {y, p, v, ldy, ldp, 0, n, d, 1};
+    for (size_t t = 0, step; t < n_q; t += step) {
+        step = n_q - t >= MIX_SIDE ? MIX_SIDE : n_q - t >= 2 ? 2 : 1;
+        a.out = y + t * ldy;
+        a.in = p + t * ldp;
+        if (step == MIX_SIDE)
+            mix_heads(MIX_SIDE, &a);
+        else if (step == 2)
+            mix_heads(2, &a);
+        else
+            mix_heads(1, &a);
+    }
 }
 
 /* The entries of a level's table that come from here. */
@@ -464,8 +576,8 @@ static void attn_mix_f16(float *y, const float *p, const uint16_t *v, size_t str
                    [CR_Q5_0] = dequantize_q5_0, [CR_Q5_1] = dequantize_q5_1,                       \
                    [CR_Q4_K] = dequantize_q4_k, [CR_Q5_K] = dequantize_q5_k,                       \
                    [CR_Q6_K] = dequantize_q6_k, [CR_IQ4_NL] = dequantize_iq4_nl},                  \
-    .f32_to_f16 = f32_to_f16, .rmsnorm = rmsnorm, .softmax = softmax, .silu_mul = silu_mul,        \
-    .gelu_mul = gelu_mul, .add = add, .axpy = axpy, .dot = dot,                                    \
+    .f32_to_f16 = f32_to_f16, .f32_to_bf16 = f32_to_bf16, .rmsnorm = rmsnorm, .softmax = softmax,  \
+    .silu_mul = silu_mul, .gelu_mul = gelu_mul, .add = add, .axpy = axpy, .dot = dot,              \
     .attn_scores_f16 = attn_scores_f16, .attn_mix_f16 = attn_mix_f16, .rope_norm = rope_norm,      \
     .rope_neox = rope_neox
 

@@ -35,6 +35,7 @@ void cr_delta_free(cr_delta *d)
         return;
     cr_free(d->pairs);
     cr_free(d->data);
+    cr_free(d->packed);
     cr_free(d);
 }
 

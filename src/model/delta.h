@@ -25,6 +25,8 @@ struct cr_low_rank {
     int rank;       /* 0: this linear is unchanged */
     const float *a; /* [rank, n_in] */
     const float *b; /* [n_out, rank] */
+    /* The same packed by cr_delta_pack, or NULL: A as Q8_0 panels, B by cr_kernels.pack_low. */
+    const void *packed_a, *packed_b;
 };
 
 struct cr_delta {
@@ -32,6 +34,7 @@ struct cr_delta {
     int n_layers, max_rank;
     struct cr_low_rank *pairs; /* [n_layers * CR_LIN_COUNT] */
     float *data;               /* owns a and b when they are not borrowed */
+    char *packed;              /* owns packed_a and packed_b, or NULL */
     const void *keep_alive;    /* the pool whose A is borrowed, or NULL */
 };
 

@@ -444,6 +444,11 @@ const char *cr_gguf_name(const cr_gguf *g)
     return g->name;
 }
 
+bool cr_gguf_is_mapped(const cr_gguf *g)
+{
+    return g->map.data != NULL;
+}
+
 bool cr_gguf_damaged(const cr_gguf *g)
 {
     return cr_guard_damaged(g->map.data);

@@ -73,6 +73,7 @@ uint32_t cr_gguf_version(const cr_gguf *g);
 size_t cr_gguf_size(const cr_gguf *g);        /* bytes of the file */
 size_t cr_gguf_header_size(const cr_gguf *g); /* bytes before the tensor data */
 const void *cr_gguf_bytes(const cr_gguf *g);
+bool cr_gguf_is_mapped(const cr_gguf *g); /* a file, not memory */
 size_t cr_gguf_n_kv(const cr_gguf *g);
 const struct cr_gguf_kv *cr_gguf_kv_at(const cr_gguf *g, size_t i);
 const struct cr_gguf_kv *cr_gguf_find(const cr_gguf *g, const char *key); /* NULL: absent */

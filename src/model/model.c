@@ -297,7 +297,11 @@ static void take_matrix(struct binder *b, const char *name, bool required, int n
         wrong_shape(b, name, CR_USABLE_TYPES, want, t);
         return;
     }
-    *out = (struct cr_matrix){t->data, t->type, n_in, n_out, cr_row_bytes(t->type, (size_t)n_in)};
+    *out = (struct cr_matrix){.data = t->data,
+                              .type = t->type,
+                              .n_in = n_in,
+                              .n_out = n_out,
+                              .row_bytes = cr_row_bytes(t->type, (size_t)n_in)};
 }
 
 static const float *take_vector(struct binder *b, const char *name, bool required, int n)
@@ -509,6 +513,7 @@ static enum cr_status load(cr_model *m, const char *path, const struct cr_model_
                            struct cr_error *err)
 {
     enum cr_status status;
+    m->pages = opt->pages;
     if ((status = cr_kernels_get(&m->k, opt->cpu, err)) || (status = read_arch(m, err)) ||
         (status = read_text(m, opt, err)))
         return status;
@@ -532,7 +537,7 @@ enum cr_status cr_model_from_gguf(cr_model **out, cr_gguf *g, const char *path,
         return status;
     }
     m->gguf = g;
-    pthread_mutex_init(&m->hash_lock, NULL);
+    pthread_mutex_init(&m->lock, NULL);
     enum cr_status status = load(m, path, opt ? opt : &defaults, err);
     if (status != CR_OK) {
         cr_model_close(m);
@@ -560,10 +565,11 @@ void cr_model_close(cr_model *m)
     cr_free(m->path);
     cr_free(m->rope_freq);
     cr_free(m->owned);
+    cr_free(m->copy);
     cr_free(m->layers);
     cr_free(m->default_system);
     cr_tokenizer_free(m->tok);
-    pthread_mutex_destroy(&m->hash_lock);
+    pthread_mutex_destroy(&m->lock);
     cr_gguf_close(m->gguf);
     cr_free(m);
 }
@@ -576,7 +582,7 @@ const struct cr_model_info *cr_model_info(const cr_model *m)
 /* SHA-256 over the header (all keys, all shapes) and the two ends of every tensor. */
 const char *cr_model_hash(cr_model *m)
 {
-    pthread_mutex_lock(&m->hash_lock);
+    pthread_mutex_lock(&m->lock);
     if (!m->hash[0]) {
         struct cr_sha256 s;
         cr_sha256_init(&s);
@@ -590,7 +596,7 @@ const char *cr_model_hash(cr_model *m)
         }
         cr_sha256_hex(&s, m->hash);
     }
-    pthread_mutex_unlock(&m->hash_lock);
+    pthread_mutex_unlock(&m->lock);
     return m->hash;
 }
 

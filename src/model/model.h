@@ -29,6 +29,8 @@ struct cr_matrix {
     uint32_t type;
     int n_in, n_out;
     size_t row_bytes;
+    const void *packed; /* panels for cr_kernels.matmul_packed; NULL: read data */
+    size_t panel_bytes;
 };
 
 struct cr_layer {
@@ -72,13 +74,23 @@ struct cr_model {
     struct cr_compute *compute; /* runs packed batches (compute.h); borrowed; NULL: the CPU */
     char *path, *name;
     float *owned; /* float32 copies of small tensors that the file holds in another type */
-    pthread_mutex_t hash_lock;
+    enum cr_pages pages;
+    bool placed;          /* cr_model_place is done */
+    char *copy;           /* what it made, or NULL */
+    pthread_mutex_t lock; /* of hash, and of placing */
     char hash[65];
 };
 
 /* cr_model_open over an open file: takes g over, also on failure. path is for messages and info. */
 enum cr_status cr_model_from_gguf(cr_model **out, cr_gguf *g, const char *path,
                                   const struct cr_model_options *opt, struct cr_error *err);
+/* pages.c: makes the private copy of the weights, once, if the model's options ask for it. Called
+ * by cr_session_new: products with the matrices may be running only in sessions that exist. */
+enum cr_status cr_model_place(cr_model *m, struct cr_error *err);
+/* pages.c: packs the pairs of a delta that stand beside quantised weights for the kernels of this
+ * machine, in 8 bits: a quarter of the memory to read. The rest, and all where memory lacks or the
+ * level packs nothing, stays float32. Call once, before the delta is used. */
+void cr_delta_pack(const cr_model *m, cr_delta *d);
 /* rope.c: fills rope_freq and rope_mscale from the keys <arch>.rope.* and rope_freqs.weight. */
 enum cr_status cr_rope_setup(cr_model *m, const cr_gguf *g, const char *arch, struct cr_error *err);
 /* cos and sin of position pos for cr_kernels.rope_*: cs [n_ropes, rope_dim / 2, 2]. */

@@ -39,6 +39,7 @@ enum {
     RANK_TILE = 64,  /* ranks of a delta applied at a time; bounds `low` without knowing the rank */
     TMP_ROWS = 256,  /* rows and tokens of a delta's product before it is added */
     TMP_TOKENS = 16,
+    SIDE = 4,               /* tokens that attend side by side where they see the same cells */
     LOGIT_FLOATS = 1 << 20, /* logits held at a time, in whole tokens: 1 to MAX_LOGIT_ROWS */
     MAX_LOGIT_ROWS = 64,
     MAX_PARTS = 3
@@ -69,8 +70,8 @@ struct cr_session {
     bool has_logits;
     size_t chunk, logit_rows;
     int32_t *ids;      /* [n_ctx] what cr_session_sync remembers, n_ids of them */
-    uint16_t *k_cache; /* [n_layers, n_ctx, KV] float16 */
-    uint16_t *v_cache; /* [n_layers, n_ctx, KV] */
+    uint16_t *k_cache; /* [n_layers, kv heads, n_ctx / TILE, D, TILE] float16 */
+    uint16_t *v_cache; /* [n_layers, kv heads, n_ctx, D] */
     /* the chunk */
     size_t n;                   /* tokens */
     int layer, max_rank;        /* of the tokens' deltas */
@@ -84,8 +85,9 @@ struct cr_session {
     float *k_new, *v_new;       /* [chunk, KV] */
     float *gate, *up;           /* [chunk, F] */
     char *quantised;            /* [chunk] rows of q8a blocks of the current input */
+    uint16_t *halves;           /* [chunk, n_in] the current input in bfloat16 */
     float *low;                 /* [MAX_PARTS, chunk, RANK_TILE] */
-    float *scores;              /* [threads, n_ctx] */
+    float *scores;              /* [threads, SIDE, n_ctx] */
     float *tmp;                 /* [threads, TMP_TOKENS, TMP_ROWS] */
     float *logits;              /* [logit_rows, V] */
     /* the group of products at work */
@@ -94,7 +96,7 @@ struct cr_session {
     input_fn *input;
     const float *in; /* [n, n_in] */
     size_t n_in, quantised_bytes;
-    bool quantise;
+    bool quantise, halve; /* whether some product takes that form of it */
 };
 
 /* ---- memory: one block, carved ---- */
@@ -114,6 +116,12 @@ static void *carve(struct carver *c, size_t n, size_t size)
 static size_t larger(size_t a, size_t b)
 {
     return a > b ? a : b;
+}
+
+/* Cells of a cache for n tokens. */
+static size_t whole_tiles(size_t n)
+{
+    return (n + CR_KV_TILE - 1) / CR_KV_TILE * CR_KV_TILE;
 }
 
 /* Sets the pointers of s into base, where s itself stands first; returns the bytes of it all. */
@@ -142,12 +150,13 @@ static size_t lay_out(cr_session *s, const cr_model *m, int n_ctx, char *base)
     s->up = carve(&c, n * F, sizeof(float));
     s->quantised_bytes = larger(larger(E, Q), F) / CR_QK * sizeof(struct cr_block_q8a);
     s->quantised = carve(&c, n, s->quantised_bytes);
+    s->halves = carve(&c, n * larger(larger(E, Q), F), sizeof *s->halves);
     s->low = carve(&c, MAX_PARTS * n * RANK_TILE, sizeof(float));
-    s->scores = carve(&c, threads * ctx, sizeof(float));
+    s->scores = carve(&c, threads * SIDE * ctx, sizeof(float));
     s->tmp = carve(&c, threads * TMP_TOKENS * TMP_ROWS, sizeof(float));
     s->logits = carve(&c, s->logit_rows * V, sizeof(float));
-    s->k_cache = carve(&c, L * ctx * KV, sizeof *s->k_cache);
-    s->v_cache = carve(&c, L * ctx * KV, sizeof *s->v_cache);
+    s->k_cache = carve(&c, L * whole_tiles(ctx) * KV, sizeof *s->k_cache);
+    s->v_cache = carve(&c, L * whole_tiles(ctx) * KV, sizeof *s->v_cache);
     return c.at;
 }
 
@@ -169,6 +178,9 @@ enum cr_status cr_session_new(cr_session **out, cr_model *m, int n_ctx, struct c
                             "session: want a context of 1 to %d tokens (0: the "
                             "model's %d), got %d",
                             CR_MAX_CTX, m->n_ctx_train, n_ctx);
+    enum cr_status status = cr_model_place(m, err);
+    if (status != CR_OK)
+        return status;
     n_ctx = n_ctx ? n_ctx : m->n_ctx_train;
     if (n_ctx > m->n_ctx_train)
         cr_log(CR_LOG_WARN, "session: context of %d tokens, but %s was trained for %d", n_ctx,
@@ -193,9 +205,21 @@ void cr_session_free(cr_session *s)
 
 /* ---- groups of products ---- */
 
-static bool takes_floats(uint32_t type)
+/* The current input in the form that products with a type take. */
+static const void *input_for(const cr_session *s, uint32_t type, size_t *row_bytes)
 {
-    return type == CR_F32 || type == CR_F16 || type == CR_BF16;
+    switch (type) {
+    case CR_F32:
+    case CR_F16:
+        *row_bytes = s->n_in * sizeof *s->in;
+        return s->in;
+    case CR_BF16:
+        *row_bytes = s->n_in * sizeof *s->halves;
+        return s->halves;
+    default:
+        *row_bytes = s->quantised_bytes;
+        return s->quantised;
+    }
 }
 
 static size_t ranks_in_tile(const struct cr_low_rank *d, int tile)
@@ -228,7 +252,12 @@ static void low_pass(void *ud, size_t begin, size_t end, int thread)
         for (size_t t = begin, next; t < end; t = next) {
             next = same_delta(s, p, t, end, &d);
             size_t ranks = d ? ranks_in_tile(d, s->tile) : 0;
-            if (ranks)
+            if (ranks && d->packed_a)
+                s->k->matmul_packed[CR_Q8_0](p->low + t * RANK_TILE, RANK_TILE, d->packed_a,
+                                             s->k->panel_bytes(CR_Q8_0, s->n_in),
+                                             s->quantised + t * s->quantised_bytes,
+                                             s->quantised_bytes, ranks, next - t, s->n_in);
+            else if (ranks)
                 s->k->matmul[CR_F32](p->low + t * RANK_TILE, RANK_TILE,
                                      d->a + (size_t)s->tile * RANK_TILE * s->n_in,
                                      s->n_in * sizeof(float), s->in + t * s->n_in,
@@ -237,16 +266,46 @@ static void low_pass(void *ud, size_t begin, size_t end, int thread)
     }
 }
 
+/* Asks for memory that is read soon. Few tokens would wait for each small piece of a delta. */
+static void ask_for(const void *p, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 64)
+        __builtin_prefetch((const char *)p + i);
+}
+
+static void ask_for_a(cr_session *s)
+{
+    const struct cr_low_rank *d;
+    for (int i = 0; i < s->n_parts && s->n == 1; i++) {
+        same_delta(s, &s->parts[i], 0, 1, &d);
+        if (d && d->packed_a)
+            ask_for(d->packed_a, s->k->panel_bytes(CR_Q8_0, s->n_in));
+    }
+}
+
+static void ask_for_b(cr_session *s, const struct part *p, size_t begin, size_t end)
+{
+    const struct cr_low_rank *d;
+    same_delta(s, p, 0, 1, &d);
+    if (d && d->packed_b && s->n == 1) {
+        size_t rank = (size_t)d->rank, at = s->k->low_bytes(begin, rank);
+        ask_for((const char *)d->packed_b + at, s->k->low_bytes(end, rank) - at);
+    }
+}
+
 /* Inputs of tokens [begin, end), in the formats that the products take. */
 static void input_pass(void *ud, size_t begin, size_t end, int thread)
 {
     cr_session *s = ud;
+    ask_for_a(s);
     for (size_t t = begin; t < end; t++) {
         const float *in = s->input(s, t);
         if (s->quantise)
             s->k->quantize_q8a(
                 (struct cr_block_q8a *)(void *)(s->quantised + t * s->quantised_bytes), in,
                 s->n_in);
+        if (s->halve)
+            s->k->f32_to_bf16(s->halves + t * s->n_in, in, s->n_in);
     }
     low_pass(s, begin, end, thread);
 }
@@ -256,6 +315,12 @@ static void add_low(cr_session *s, const struct part *p, const struct cr_low_ran
                     size_t end, size_t first, size_t last, float *tmp)
 {
     size_t ranks = ranks_in_tile(d, s->tile), n_out = (size_t)p->w->n_out, rank = (size_t)d->rank;
+    if (d->packed_b && s->tile == 0) { /* all ranks; begin begins a panel */
+        const char *b = (const char *)d->packed_b + s->k->low_bytes(begin, rank);
+        s->k->add_low(p->y + first * n_out + begin, n_out, b, p->low + first * RANK_TILE, RANK_TILE,
+                      end - begin, last - first, rank);
+        return;
+    }
     for (size_t r = begin; r < end && ranks; r += TMP_ROWS) {
         size_t rows = end - r < TMP_ROWS ? end - r : TMP_ROWS;
         const float *b = d->b + r * rank + (size_t)s->tile * RANK_TILE;
@@ -279,6 +344,12 @@ static void add_delta(cr_session *s, const struct part *p, size_t begin, size_t 
     }
 }
 
+/* Rows of a part in the stack of all parts: each part begins at a multiple of ROW_GRAIN. */
+static size_t stacked_rows(const struct part *p)
+{
+    return ((size_t)p->w->n_out + ROW_GRAIN - 1) / ROW_GRAIN * ROW_GRAIN;
+}
+
 /* Calls fn for the piece of each part that lies in rows [begin, end) of all parts stacked. */
 static void each_part(cr_session *s, size_t begin, size_t end, int thread,
                       void (*fn)(cr_session *, const struct part *, size_t, size_t, int))
@@ -289,18 +360,24 @@ static void each_part(cr_session *s, size_t begin, size_t end, int thread,
         size_t b = larger(begin, first), e = end < last ? end : last;
         if (b < e)
             fn(s, &s->parts[i], b - first, e - first, thread);
-        first = last;
+        first += stacked_rows(&s->parts[i]);
     }
 }
 
 static void multiply(cr_session *s, const struct part *p, size_t begin, size_t end, int thread)
 {
     const struct cr_matrix *w = p->w;
-    bool floats = takes_floats(w->type);
-    s->k->matmul[w->type](
-        p->y + begin, (size_t)w->n_out, (const char *)w->data + begin * w->row_bytes, w->row_bytes,
-        floats ? (const void *)s->in : s->quantised,
-        floats ? s->n_in * sizeof(float) : s->quantised_bytes, end - begin, s->n, s->n_in);
+    size_t x_bytes;
+    const void *x = input_for(s, w->type, &x_bytes);
+    ask_for_b(s, p, begin, end);
+    const char *rows = (const char *)w->data + begin * w->row_bytes;
+    size_t row_bytes = w->row_bytes;
+    if (w->packed) { /* begin is a multiple of ROW_GRAIN, so it begins a panel */
+        rows = (const char *)w->packed + begin / s->k->panel_rows * w->panel_bytes;
+        row_bytes = w->panel_bytes;
+    }
+    (w->packed ? s->k->matmul_packed : s->k->matmul)[w->type](
+        p->y + begin, (size_t)w->n_out, rows, row_bytes, x, x_bytes, end - begin, s->n, s->n_in);
     add_delta(s, p, begin, end, thread);
 }
 
@@ -325,7 +402,7 @@ static void multiply_parts(cr_session *s, input_fn *input, const float *in)
 {
     size_t rows = 0;
     int rank = 0;
-    s->quantise = false;
+    s->quantise = s->halve = false;
     s->n_in = (size_t)s->parts[0].w->n_in;
     s->input = input;
     s->in = in;
@@ -333,9 +410,10 @@ static void multiply_parts(cr_session *s, input_fn *input, const float *in)
     for (int i = 0; i < s->n_parts; i++) {
         struct part *p = &s->parts[i];
         p->low = s->low + (size_t)i * s->chunk * RANK_TILE;
-        rows += (size_t)p->w->n_out;
+        rows += stacked_rows(p);
         rank = p->lin >= 0 ? s->max_rank : rank;
-        s->quantise |= !takes_floats(p->w->type);
+        s->halve |= p->w->type == CR_BF16;
+        s->quantise |= p->w->type != CR_F32 && p->w->type != CR_F16 && p->w->type != CR_BF16;
     }
     by_tokens(s, input_pass);
     cr_threads_run(s->m->threads, rows, ROW_GRAIN, row_pass, s);
@@ -384,6 +462,30 @@ static float *token_angles(const cr_session *s, size_t t, int rope)
     return rope < 0 ? NULL : s->angles + at * (size_t)s->m->rope_dim;
 }
 
+/* Where the keys, or values, of the layer's kv head begin. */
+static uint16_t *head_cells(const cr_session *s, uint16_t *cache, int kv_head)
+{
+    size_t head = (size_t)s->layer * (size_t)s->m->n_kv_heads + (size_t)kv_head;
+    return cache + head * whole_tiles((size_t)s->n_ctx) * (size_t)s->m->head_dim;
+}
+
+/* k and v of one token into the cache. */
+static void store_cell(cr_session *s, size_t cell, const float *k, const float *v)
+{
+    size_t D = (size_t)s->m->head_dim;
+    uint16_t half[CR_KV_TILE];
+    for (int h = 0; h < s->m->n_kv_heads; h++, k += D, v += D) {
+        uint16_t *keys = head_cells(s, s->k_cache, h) + cell / CR_KV_TILE * D * CR_KV_TILE;
+        for (size_t i = 0; i < D; i += CR_KV_TILE) {
+            size_t n = D - i < CR_KV_TILE ? D - i : CR_KV_TILE;
+            s->k->f32_to_f16(half, k + i, n);
+            for (size_t j = 0; j < n; j++)
+                keys[(i + j) * CR_KV_TILE + cell % CR_KV_TILE] = half[j];
+        }
+        s->k->f32_to_f16(head_cells(s, s->v_cache, h) + cell * D, v, D);
+    }
+}
+
 /* q, k and v of tokens [begin, end) become ready; k and v go into the cache. */
 static void place_heads(void *ud, size_t begin, size_t end, int thread)
 {
@@ -391,7 +493,7 @@ static void place_heads(void *ud, size_t begin, size_t end, int thread)
     cr_session *s = ud;
     const cr_model *m = s->m;
     const struct cr_layer *w = &m->layers[s->layer];
-    size_t KV = (size_t)m->kv_dim, layer = (size_t)s->layer * (size_t)s->n_ctx;
+    size_t KV = (size_t)m->kv_dim;
     for (size_t t = begin; t < end; t++) {
         const float *angles = token_angles(s, t, w->rope);
         float *k = s->k_new + t * KV, *v = s->v_new + t * KV;
@@ -399,52 +501,84 @@ static void place_heads(void *ud, size_t begin, size_t end, int thread)
         turn_heads(s, k, m->n_kv_heads, w->bias_k, w->norm_k, angles);
         if (w->bias_v)
             s->k->add(v, w->bias_v, KV);
-        size_t at = (layer + (size_t)s->tokens[t].t.cell) * KV;
-        s->k->f32_to_f16(s->k_cache + at, k, KV);
-        s->k->f32_to_f16(s->v_cache + at, v, KV);
+        store_cell(s, (size_t)s->tokens[t].t.cell, k, v);
     }
 }
 
-/* One head of one token over the cells that it sees: first the shared prefix, then its segment,
- * of which a window keeps the end. */
-static void attend_one(cr_session *s, size_t t, int head, float *scores)
+/* What a token sees: cells [pre, pre + n_pre) of a shared prefix and then [seg, seg + n_seg). */
+struct view {
+    size_t pre, n_pre, seg, n_seg;
+};
+
+static struct view view_of(const cr_session *s, size_t t)
+{
+    const struct cr_batch_token *tok = &s->tokens[t].t;
+    struct view v = {(size_t)tok->pre_begin, (size_t)(tok->pre_end - tok->pre_begin),
+                     (size_t)tok->seg_begin, (size_t)(tok->cell + 1 - tok->seg_begin)};
+    size_t window = (size_t)s->m->layers[s->layer].window;
+    if (window && v.n_pre + v.n_seg > window) { /* the end of what it saw */
+        size_t skip = v.n_pre + v.n_seg - window, of_pre = skip < v.n_pre ? skip : v.n_pre;
+        v.pre += of_pre;
+        v.n_pre -= of_pre;
+        v.seg += skip - of_pre;
+        v.n_seg -= skip - of_pre;
+    }
+    return v;
+}
+
+/* n <= SIDE tokens, whose views differ in n_seg only, with one head. The cells are computed for all
+ * of them as far as any sees; each takes its own part. */
+static void attend_side(cr_session *s, size_t t0, size_t n, int head, float *scores)
 {
     const cr_model *m = s->m;
-    const struct cr_batch_token *tok = &s->tokens[t].t;
-    size_t D = (size_t)m->head_dim, KV = (size_t)m->kv_dim;
-    size_t n_pre = (size_t)(tok->pre_end - tok->pre_begin);
-    size_t n_seg = (size_t)(s->tokens[t].t.cell + 1 - tok->seg_begin);
-    size_t kv_head = (size_t)(head / (m->n_heads / m->n_kv_heads));
-    size_t layer = (size_t)s->layer * (size_t)s->n_ctx;
-    size_t pre = (layer + (size_t)tok->pre_begin) * KV + kv_head * D;
-    size_t seg = (layer + (size_t)tok->seg_begin) * KV + kv_head * D;
-    const float *q = s->q + t * (size_t)m->q_dim + (size_t)head * D;
-    float *y = s->att + t * (size_t)m->q_dim + (size_t)head * D;
-    float scale = m->attn_scale;
-    size_t window = (size_t)m->layers[s->layer].window;
-    if (window && n_pre + n_seg > window) {
-        size_t skip = n_pre + n_seg - window, of_pre = skip < n_pre ? skip : n_pre;
-        pre += of_pre * KV;
-        seg += (skip - of_pre) * KV;
-        n_pre -= of_pre;
-        n_seg -= skip - of_pre;
+    size_t D = (size_t)m->head_dim, Q = (size_t)m->q_dim, lds = (size_t)s->n_ctx;
+    int kv_head = head / (m->n_heads / m->n_kv_heads);
+    const uint16_t *k = head_cells(s, s->k_cache, kv_head);
+    const uint16_t *v = head_cells(s, s->v_cache, kv_head);
+    const float *q = s->q + t0 * Q + (size_t)head * D;
+    float *y = s->att + t0 * Q + (size_t)head * D;
+    const struct view all = view_of(s, t0);
+    size_t n_seg[SIDE], most = 0, least = SIZE_MAX;
+    for (size_t t = 0; t < n; t++) {
+        n_seg[t] = view_of(s, t0 + t).n_seg;
+        most = larger(most, n_seg[t]);
+        least = n_seg[t] < least ? n_seg[t] : least;
     }
-    if (n_pre)
-        s->k->attn_scores_f16(scores, q, s->k_cache + pre, KV, n_pre, D, scale);
-    s->k->attn_scores_f16(scores + n_pre, q, s->k_cache + seg, KV, n_seg, D, scale);
-    s->k->softmax(scores, n_pre + n_seg);
-    memset(y, 0, D * sizeof *y);
-    if (n_pre)
-        s->k->attn_mix_f16(y, scores, s->v_cache + pre, KV, n_pre, D);
-    s->k->attn_mix_f16(y, scores + n_pre, s->v_cache + seg, KV, n_seg, D);
+    s->k->attn_scores_f16(scores, lds, q, Q, n, k, all.pre, all.pre + all.n_pre, D, m->attn_scale);
+    s->k->attn_scores_f16(scores + all.n_pre, lds, q, Q, n, k, all.seg, all.seg + most, D,
+                          m->attn_scale);
+    for (size_t t = 0; t < n; t++) {
+        s->k->softmax(scores + t * lds, all.n_pre + n_seg[t]);
+        memset(y + t * Q, 0, D * sizeof *y);
+    }
+    s->k->attn_mix_f16(y, Q, scores, lds, n, v + all.pre * D, all.n_pre, D);
+    s->k->attn_mix_f16(y, Q, scores + all.n_pre, lds, n, v + all.seg * D, least, D);
+    for (size_t t = 0; t < n; t++)
+        s->k->attn_mix_f16(y + t * Q, Q, scores + t * lds + all.n_pre + least, lds, 1,
+                           v + (all.seg + least) * D, n_seg[t] - least, D);
 }
 
-/* Items are heads times tokens, head by head, so that a head's cache is read while it is near. */
+/* Items are heads times groups of SIDE tokens, head by head, so that a head's cache is read while
+ * it is near. */
 static void attend(void *ud, size_t begin, size_t end, int thread)
 {
     cr_session *s = ud;
-    for (size_t i = begin; i < end; i++)
-        attend_one(s, i % s->n, (int)(i / s->n), s->scores + (size_t)thread * (size_t)s->n_ctx);
+    size_t groups = (s->n + SIDE - 1) / SIDE;
+    float *scores = s->scores + (size_t)thread * SIDE * (size_t)s->n_ctx;
+    for (size_t i = begin; i < end; i++) {
+        size_t t = i % groups * SIDE, last = t + SIDE < s->n ? t + SIDE : s->n;
+        while (t < last) {
+            const struct view a = view_of(s, t);
+            size_t n = 1;
+            for (; t + n < last; n++) {
+                const struct view b = view_of(s, t + n);
+                if (a.pre != b.pre || a.n_pre != b.n_pre || a.seg != b.seg)
+                    break;
+            }
+            attend_side(s, t, n, (int)(i / groups), scores);
+            t += n;
+        }
+    }
 }
 
 static const float *attended(cr_session *s, size_t t)
@@ -573,8 +707,9 @@ static void run_chunk(cr_session *s, size_t n, const struct cr_batch *b)
             keep_wanted(s, tap == last || (b->on_logits && last == m->n_layers - 1));
         if (s->n == 0)
             break;
-        cr_threads_run_dynamic(m->threads, s->n * (size_t)m->n_heads,
-                               s->n < ROW_GRAIN ? s->n : ROW_GRAIN, attend, s);
+        size_t groups = (s->n + SIDE - 1) / SIDE;
+        cr_threads_run_dynamic(m->threads, groups * (size_t)m->n_heads,
+                               groups < ROW_GRAIN ? groups : ROW_GRAIN, attend, s);
         set_part(s, 0, CR_LIN_O, s->out);
         multiply_parts(s, attended, s->att);
 

@@ -348,7 +348,13 @@ static void fill_activations(struct product *p, enum filling how)
         double *xd = p->xd + t * p->n;
         for (size_t i = 0; !blocked(p->type) && i < p->n; i++) {
             float v = how == INTEGERS ? (float)below(31) - 15 : (float)uniform(-1, 1);
-            memcpy(row + 4 * i, &v, 4);
+            if (p->type == CR_BF16) {
+                uint16_t half = cr_f32_to_bf16(v);
+                v = cr_bf16_to_f32(half);
+                memcpy(row + 2 * i, &half, 2);
+            } else {
+                memcpy(row + 4 * i, &v, 4);
+            }
             xd[i] = v;
         }
         for (size_t b = 0; blocked(p->type) && b < p->n / CR_QK; b++) {
@@ -360,6 +366,7 @@ static void fill_activations(struct product *p, enum filling how)
                 sum += a.q[j];
                 xd[b * CR_QK + (size_t)j] = (double)a.d * a.q[j];
             }
+            a.sum = sum;
             a.s = a.d * (float)sum;
             memcpy(row + b * sizeof a, &a, sizeof a);
         }
@@ -377,7 +384,10 @@ static struct product product_new(enum cr_type type, size_t rows, size_t n_tok, 
     struct product p = {.type = type, .rows = rows, .n_tok = n_tok, .n = n};
     size_t unit = type == CR_F32 ? 4 : blocked(type) ? 1 : 2;
     p.row_bytes = cr_row_bytes(type, n) + unit * odd(5);
-    p.x_bytes = (blocked(type) ? n / CR_QK * sizeof(struct cr_block_q8a) : 4 * n) + 4 * odd(5);
+    p.x_bytes = (blocked(type)     ? n / CR_QK * sizeof(struct cr_block_q8a)
+                 : type == CR_BF16 ? 2 * n
+                                   : 4 * n) +
+                4 * odd(5);
     p.ldy = rows + odd(5);
     p.w = buf_new(rows * p.row_bytes, unit * odd(8));
     p.x = buf_new(n_tok * p.x_bytes, 4 * odd(8));
@@ -404,6 +414,19 @@ static void product_run(const struct product *p, const struct cr_kernels *k, flo
 {
     k->matmul[p->type](y, p->ldy, p->w.data, p->row_bytes, p->x.data, p->x_bytes, p->rows, p->n_tok,
                        p->n);
+}
+
+/* The same product from packed weights, for rows from r0 on, which begin a panel, and tokens from
+ * t0 on. The panels stand between guard bytes. */
+static void product_run_packed(const struct product *p, const struct cr_kernels *k, float *y,
+                               size_t ldy, size_t r0, size_t rows, size_t t0, size_t n_tok)
+{
+    size_t bytes = k->panel_bytes(p->type, p->n), all = p->rows + k->panel_rows - 1;
+    struct buf w = buf_new(all / k->panel_rows * bytes, 0);
+    k->pack[p->type](w.data, p->w.data, p->row_bytes, p->rows, p->n);
+    k->matmul_packed[p->type](y, ldy, w.data + r0 / k->panel_rows * bytes, bytes,
+                              p->x.data + t0 * p->x_bytes, p->x_bytes, rows, n_tok, p->n);
+    buf_free(&w);
 }
 
 /* Output (r, t) in double, and the sum of the magnitudes of its terms. */

@@ -51,6 +51,13 @@ static void check_product(enum cr_type type, size_t rows, size_t n_tok, size_t n
                   "%zux%zu, %zu tokens: differs from ref at token %zu", rows, n, n_tok, t);
         buf_free(&z);
     }
+    if (K->panel_rows && K->pack[type]) { /* and packed */
+        struct buf z = buf_new(4 * total, 4 * below(8));
+        product_run_packed(&p, K, floats(&z), p.ldy, 0, rows, 0, n_tok);
+        CHECK(same_bits(floats(&y), floats(&z), 4 * total), "%zux%zu, %zu tokens: packed differs",
+              rows, n, n_tok);
+        buf_free(&z);
+    }
     buf_free(&y);
     product_free(&p);
 }
@@ -71,6 +78,13 @@ static void check_law(enum cr_type type, size_t n)
         for (size_t t = 0; t < nt; t++)
             CHECK(same_bits(floats(&z) + t * nr, floats(&y) + (t0 + t) * p.ldy + r0, 4 * nr),
                   "n %zu: rows %zu+%zu, tokens %zu+%zu differ from the whole", n, r0, nr, t0, nt);
+        if (K->panel_rows && K->pack[type]) {
+            r0 = r0 / K->panel_rows * K->panel_rows;
+            product_run_packed(&p, K, floats(&z), nr, r0, nr, t0, nt);
+            for (size_t t = 0; t < nt; t++)
+                CHECK(same_bits(floats(&z) + t * nr, floats(&y) + (t0 + t) * p.ldy + r0, 4 * nr),
+                      "n %zu: packed rows %zu+%zu, tokens %zu+%zu", n, r0, nr, t0, nt);
+        }
         buf_free(&z);
     }
     buf_free(&y);
@@ -94,7 +108,10 @@ static void check_product_specials(enum cr_type type)
         } else {
             size_t size = cr_type_info(type)->block_size;
             cr_quantize_ref(type, w + i * size, &odd[k], 1);
-            memcpy(x + 4 * i, &odd[k], 4);
+            if (type == CR_BF16)
+                cr_quantize_ref(type, x + 2 * i, &odd[k], 1);
+            else
+                memcpy(x + 4 * i, &odd[k], 4);
         }
         product_run(&p, K, floats(&y));
         product_run(&p, ref, floats(&z));
@@ -449,51 +466,69 @@ static void test_dot(void)
 
 /* ---- attention ------------------------------------------------------------------------- */
 
-/* scores (mix false): s[j] over n_kv keys; mix: y[i] over d values. */
-static void check_attention(bool mix, size_t n_kv, size_t d, enum filling how)
+/* Where value i of cell c is. */
+static size_t cell_at(bool mix, size_t c, size_t i, size_t d)
 {
-    size_t stride = d + 8 * below(3), n_in = mix ? n_kv : d, n_out = mix ? d : n_kv;
-    struct buf kv = buf_new(2 * n_kv * stride, 2 * below(8));
-    struct buf in = buf_new(4 * n_in, 4 * below(8)), out = buf_new(4 * n_out, 4 * below(8));
-    struct buf again = buf_new(4 * n_out, 0);
+    return mix ? c * d + i : (c / CR_KV_TILE * d + i) * CR_KV_TILE + c % CR_KV_TILE;
+}
+
+static void run_attention(bool mix, float *out, size_t ldo, const float *in, size_t ldi, size_t n_q,
+                          const uint16_t *kv, size_t begin, size_t end, size_t d, float scale)
+{
+    if (mix)
+        K->attn_mix_f16(out, ldo, in, ldi, n_q, kv + begin * d, end - begin, d);
+    else
+        K->attn_scores_f16(out, ldo, in, ldi, n_q, kv, begin, end, d, scale);
+}
+
+/* scores (mix false): a number for each of n_kv cells; mix: d values; for n_q heads. */
+static void check_attention(bool mix, size_t n_q, size_t n_kv, size_t d, enum filling how)
+{
+    size_t begin = below(40), end = begin + n_kv, n_in = mix ? n_kv : d, n_out = mix ? d : n_kv;
+    size_t ldi = n_in + below(5), ldo = n_out + below(5), all = (end + 15) / 16 * 16 * d;
+    struct buf kv = buf_new(2 * all, 2 * below(8));
+    struct buf in = buf_new(4 * n_q * ldi, 4 * below(8)),
+               out = buf_new(4 * n_q * ldo, 4 * below(8));
+    struct buf again = buf_new(4 * n_q * ldo, 0);
     uint16_t *cache = (uint16_t *)(void *)kv.data;
-    for (size_t i = 0; i < n_kv * stride; i++)
-        cache[i] = f16(how == INTEGERS ? (double)below(31) - 15 : uniform(-1, 1));
-    for (size_t i = 0; i < n_in; i++)
+    for (size_t i = 0; i < all; i++) /* what is not asked for may be anything */
+        cache[i] = 0x7e00;
+    for (size_t c = begin; c < end; c++)
+        for (size_t i = 0; i < d; i++)
+            cache[cell_at(mix, c, i, d)] =
+                f16(how == INTEGERS ? (double)below(31) - 15 : uniform(-1, 1));
+    for (size_t i = 0; i < n_q * ldi; i++)
         floats(&in)[i] = how == INTEGERS ? (float)below(31) - 15 : (float)uniform(-1, 1);
-    for (size_t i = 0; mix && i < n_out; i++)
+    for (size_t i = 0; mix && i < n_q * ldo; i++)
         floats(&out)[i] = floats(&again)[i] = (float)below(9);
     float scale = how == INTEGERS ? 0.125f : 0.3f;
-    if (mix)
-        K->attn_mix_f16(floats(&out), floats(&in), cache, stride, n_kv, d);
-    else
-        K->attn_scores_f16(floats(&out), floats(&in), cache, stride, n_kv, d, scale);
-    for (size_t o = 0; o < n_out; o++) {
-        double want = mix ? floats(&again)[o] : 0, size = fabs(want);
-        for (size_t i = 0; i < n_in; i++) {
-            double v = (double)floats(&in)[i] *
-                       cr_f16_to_f32(cache[mix ? i * stride + o : o * stride + i]);
-            want += v;
-            size += fabs(v);
+    run_attention(mix, floats(&out), ldo, floats(&in), ldi, n_q, cache, begin, end, d, scale);
+    for (size_t t = 0; t < n_q; t++)
+        for (size_t o = 0; o < n_out; o++) {
+            double want = mix ? floats(&again)[t * ldo + o] : 0, size = fabs(want);
+            for (size_t i = 0; i < n_in; i++) {
+                size_t cell = begin + (mix ? i : o), at_i = mix ? o : i;
+                double v = (double)floats(&in)[t * ldi + i] *
+                           cr_f16_to_f32(cache[cell_at(mix, cell, at_i, d)]);
+                want += v;
+                size += fabs(v);
+            }
+            double m = (double)n_in + 2, f = mix ? 1 : (double)scale;
+            double bound = how == INTEGERS ? 0 : gamma_of(m) * size * f;
+            float got = floats(&out)[t * ldo + o];
+            CHECK(fabs(got - want * f) <= bound,
+                  "%zu cells, d %zu, head %zu, output %zu: %.9g, want %.9g", n_kv, d, t, o,
+                  (double)got, want * f);
         }
-        double m = mix ? (double)n_kv + 2 : chain(d) + 1, f = mix ? 1 : (double)scale;
-        double bound = how == INTEGERS ? 0 : gamma_of(m) * size * f;
-        CHECK(fabs(floats(&out)[o] - want * f) <= bound,
-              "%zu cells, d %zu, output %zu: %.9g, want %.9g", n_kv, d, o, (double)floats(&out)[o],
-              want * f);
+    /* each head alone, in two calls, as after a shared prefix */
+    for (size_t t = 0; t < n_q; t++) {
+        size_t half = below(n_kv + 1), o = mix ? 0 : half, i = mix ? half : 0;
+        float *y = floats(&again) + t * ldo, *x = floats(&in) + t * ldi;
+        run_attention(mix, y, ldo, x, ldi, 1, cache, begin, begin + half, d, scale);
+        run_attention(mix, y + o, ldo, x + i, ldi, 1, cache, begin + half, end, d, scale);
+        CHECK(same_bits(floats(&out) + t * ldo, y, 4 * n_out),
+              "%zu cells, d %zu: head %zu of %zu alone, in two calls, differs", n_kv, d, t, n_q);
     }
-    size_t half = below(n_kv + 1); /* the same in two calls, as after a shared prefix */
-    if (mix) {
-        K->attn_mix_f16(floats(&again), floats(&in), cache, stride, half, d);
-        K->attn_mix_f16(floats(&again), floats(&in) + half, cache + half * stride, stride,
-                        n_kv - half, d);
-    } else {
-        K->attn_scores_f16(floats(&again), floats(&in), cache, stride, half, d, scale);
-        K->attn_scores_f16(floats(&again) + half, floats(&in), cache + half * stride, stride,
-                           n_kv - half, d, scale);
-    }
-    CHECK(same_bits(out.data, again.data, 4 * n_out), "%zu cells, d %zu: in two calls differs",
-          n_kv, d);
     buf_free(&kv);
     buf_free(&in);
     buf_free(&out);
@@ -506,9 +541,54 @@ static void test_attention(bool mix)
     static const size_t cells[] = {0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33, 64, 300};
     for (size_t i = 0; i < sizeof dims / sizeof dims[0]; i++)
         for (size_t j = 0; j < sizeof cells / sizeof cells[0]; j++) {
-            check_attention(mix, cells[j], dims[i], INTEGERS);
-            check_attention(mix, cells[j], dims[i], RANDOM_REALS);
+            check_attention(mix, 1 + below(7), cells[j], dims[i], INTEGERS);
+            check_attention(mix, 1 + below(7), cells[j], dims[i], RANDOM_REALS);
         }
+}
+
+/* ---- the second factor of a low-rank change -------------------------------------------- */
+
+/* Codes of 127 at most, one of them in each row, and scales that are powers of two: all is exact.
+ */
+static void check_low(size_t rows, size_t rank, size_t n_tok)
+{
+    size_t ldy = rows + below(5), ldlow = rank + below(5), n_low = n_tok * ldlow + 1;
+    struct buf y = buf_new(4 * n_tok * ldy, 4 * below(8)), z = buf_new(4 * n_tok * ldy, 0);
+    struct buf low = buf_new(4 * n_low, 0), b = buf_new(4 * rows * rank, 0);
+    struct buf packed = buf_new(K->low_bytes(rows, rank), 0);
+    for (size_t i = 0; i < n_tok * ldy; i++)
+        floats(&y)[i] = floats(&z)[i] = (float)below(9);
+    for (size_t i = 0; i < n_low; i++)
+        floats(&low)[i] = (float)below(31) - 15;
+    for (size_t r = 0; r < rows; r++)
+        for (size_t k = 0; k < rank; k++) {
+            float code = k == r % rank ? 127 : (float)below(255) - 127;
+            floats(&b)[r * rank + k] = code * (r % 2 ? 0.5f : 2);
+        }
+    K->pack_low(packed.data, floats(&b), rows, rank);
+    K->add_low(floats(&y), ldy, packed.data, floats(&low), ldlow, rows, n_tok, rank);
+    for (size_t t = 0; t < n_tok; t++) {
+        for (size_t r = 0; r < rows; r++) {
+            float want = floats(&z)[t * ldy + r];
+            for (size_t k = 0; k < rank; k++)
+                want += floats(&b)[r * rank + k] * floats(&low)[t * ldlow + k];
+            CHECK(floats(&y)[t * ldy + r] == want, "%zux%zu, row %zu token %zu of %zu: %g, want %g",
+                  rows, rank, r, t, n_tok, (double)floats(&y)[t * ldy + r], (double)want);
+        }
+        CHECK(same_bits(floats(&y) + t * ldy + rows, floats(&z) + t * ldy + rows, 4 * (ldy - rows)),
+              "%zux%zu: the gap after token %zu was written", rows, rank, t);
+    }
+    buf_free(&y);
+    buf_free(&z);
+    buf_free(&low);
+    buf_free(&b);
+    buf_free(&packed);
+}
+
+static void test_low(void)
+{
+    for (int trial = 0; trial < 300 && K->panel_rows; trial++)
+        check_low(1 + below(70), 1 + below(trial % 2 ? 9 : 64), 1 + below(20));
 }
 
 /* ---- dispatch -------------------------------------------------------------------------- */
@@ -601,7 +681,8 @@ static void bench_vectors(bool csv)
     enum { N = 1536, CALLS = 200, D = 64, CELLS = 256 };
     static const char *const names[] = {"quantize_q8a", "rmsnorm", "softmax", "silu_mul",
                                         "dot",          "add",     "scores",  "mix"};
-    struct buf a = buf_new(4 * N, 0), b = buf_new(4 * N, 0), q = buf_new(N / 32 * 40, 0);
+    struct buf a = buf_new(4 * N, 0), b = buf_new(4 * N, 0),
+               q = buf_new(N / 32 * sizeof(struct cr_block_q8a), 0);
     struct buf y = buf_new(4 * N, 0), kv = buf_new(2 * D * CELLS, 0);
     for (size_t i = 0; i < D * CELLS; i++)
         ((uint16_t *)(void *)kv.data)[i] = f16(uniform(-1, 1));
@@ -627,9 +708,10 @@ static void bench_vectors(bool csv)
                 else if (k == 5)
                     K->add(floats(&a), floats(&b), N);
                 else if (k == 6)
-                    K->attn_scores_f16(floats(&a), floats(&b), (void *)kv.data, D, CELLS, D, 0.1f);
+                    K->attn_scores_f16(floats(&a), 0, floats(&b), 0, 1, (void *)kv.data, 0, CELLS,
+                                       D, 0.1f);
                 else
-                    K->attn_mix_f16(floats(&a), floats(&b), (void *)kv.data, D, CELLS, D);
+                    K->attn_mix_f16(floats(&a), 0, floats(&b), 0, 1, (void *)kv.data, CELLS, D);
             }
             times[trial] = (now() - t) / CALLS;
         }
@@ -676,6 +758,7 @@ static void test_level(void)
                  {"exp", test_exp},
                  {"silu_mul", test_silu_mul},
                  {"gelu_mul", test_gelu_mul},
+                 {"low", test_low},
                  {"dot", test_dot},
                  {"rope_pairs", test_rope_pairs},
                  {"dispatch", test_dispatch}};

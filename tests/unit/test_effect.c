@@ -61,9 +61,11 @@ static cr_model *open_with_dead_head(void)
     const char *begin = cr_gguf_bytes(fx_model->gguf);
     const struct cr_matrix *v = cr_model_linear(fx_model, 0, CR_LIN_V);
     const struct cr_matrix *o = cr_model_linear(fx_model, 0, CR_LIN_O);
-    memset(data + ((const char *)v->data - begin), 0, 16 * v->row_bytes);
+    const char *v_data = cr_gguf_tensor(fx_model->gguf, "blk.0.attn_v.weight")->data;
+    const char *o_data = cr_gguf_tensor(fx_model->gguf, "blk.0.attn_output.weight")->data;
+    memset(data + (v_data - begin), 0, 16 * v->row_bytes);
     for (int r = 0; r < o->n_out; r++)
-        memset(data + ((const char *)o->data - begin) + (size_t)r * o->row_bytes, 0, 32 * 2);
+        memset(data + (o_data - begin) + (size_t)r * o->row_bytes, 0, 32 * 2);
     assert_int_equal(cr_file_write(fx_path("dead.gguf"), data, len, &err), CR_OK);
     cr_free(data);
     return fx_open_model(fx_path("dead.gguf"));

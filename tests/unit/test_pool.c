@@ -62,7 +62,8 @@ static double dense_difference(const cr_pool *p, const cr_delta *d, const float 
             for (int j = 0; j < w->n_out * RANK; j++)
                 b[j] *= 1.5f * weights[k];
             int set = p->form == CR_POOL_SEPARATE ? k : 0;
-            struct cr_low_rank one = {RANK, p->pairs[i].a + set * RANK * w->n_in, b};
+            struct cr_low_rank one = {
+                .rank = RANK, .a = p->pairs[i].a + set * RANK * w->n_in, .b = b};
             add_product(want, &one, w);
         }
         for (size_t k = 0; k < n; k++)

@@ -249,7 +249,7 @@ static void test_delta(void **state)
     must(cr_delta_new(&d, model->n_layers, E + Q, &err), &err);
     for (size_t i = 0; i < E + Q; i++)
         d->data[i] = 0.3F * (float)sin((double)i);
-    *cr_delta_at(d, 2, CR_LIN_Q) = (struct cr_low_rank){1, d->data, d->data + E};
+    *cr_delta_at(d, 2, CR_LIN_Q) = (struct cr_low_rank){.rank = 1, .a = d->data, .b = d->data + E};
     d->max_rank = 1;
     cr_scorer *s;
     const struct cr_example_score *r;

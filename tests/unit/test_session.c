@@ -253,6 +253,8 @@ static cr_delta *random_delta(const cr_model *m, int rank, float gain, uint64_t 
             p += n_a + n_b;
         }
     d->max_rank = rank;
+    if (seed % 2)
+        cr_delta_pack(m, d);
     return d;
 }
 
@@ -504,6 +506,45 @@ static void test_delta_identities(void **state)
     each_model(delta_identities);
 }
 
+/* Packed into 8 bits, a change is the same but for a twentieth of it. */
+static void packed_delta_is_near(cr_model *m)
+{
+    enum { N = 20 };
+    int32_t ids[N];
+    struct cr_rng rng;
+    cr_rng_init(&rng, 12);
+    random_ids(&rng, ids, N);
+    size_t V = (size_t)m->n_vocab;
+    struct rows base = new_rows(N, V), r = new_rows(N, V), packed = new_rows(N, V);
+    cr_session *s = new_session(m, 0);
+    run_plain(s, ids, N, N, &base);
+    cr_delta *d = random_delta(m, 8, 0.1f, 2);
+    cr_session_set_delta(s, d);
+    run_plain(s, ids, N, N, &r);
+    cr_delta_pack(m, d);
+    cr_session_reset(s);
+    run_plain(s, ids, N, N, &packed);
+    double change = 0, off = 0;
+    for (size_t i = 0; i < N * V; i++) {
+        change += pow((double)r.v[i] - (double)base.v[i], 2);
+        off += pow((double)packed.v[i] - (double)r.v[i], 2);
+    }
+    assert_true(off <= 0.05 * 0.05 * change);
+    if (m->layers[0].lin[CR_LIN_O].type == CR_Q8_0 && m->k->panel_rows)
+        assert_true(off > 0);
+    cr_session_free(s);
+    cr_delta_free(d);
+    cr_free(base.v);
+    cr_free(r.v);
+    cr_free(packed.v);
+}
+
+static void test_packed_delta_is_near(void **state)
+{
+    (void)state;
+    each_model(packed_delta_is_near);
+}
+
 /* Beside the weights = merged into them: the model's own float32 matrices are changed in place. */
 static void test_delta_is_merged_weights(void **state)
 {
@@ -733,6 +774,8 @@ static void test_memory_is_what_was_announced(void **state)
     struct tiny t = tiny_default();
     cr_model *m = tiny_open(&t, NULL);
     struct cr_error err;
+    cr_session_free(new_session(m, 1)); /* the first one copies the weights */
+    assert_true(m->info.copy_bytes > 0);
     for (int n_ctx = 0; n_ctx < 3000; n_ctx += 999) {
         size_t before = cr_mem_now();
         cr_session *s = new_session(m, n_ctx);
@@ -793,6 +836,7 @@ int main(void)
         cmocka_unit_test(test_threads_do_not_matter),
         cmocka_unit_test(test_the_shipped_model),
         cmocka_unit_test(test_delta_identities),
+        cmocka_unit_test(test_packed_delta_is_near),
         cmocka_unit_test(test_delta_is_merged_weights),
         cmocka_unit_test(test_hidden_states),
         cmocka_unit_test(test_a_full_cache_runs_nothing),

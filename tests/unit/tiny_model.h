@@ -39,7 +39,11 @@ static float *tiny_vector(struct tiny *t, size_t n, double mean, double scale)
 static struct cr_matrix tiny_matrix(struct tiny *t, uint32_t type, int n_out, int n_in)
 {
     float *w = tiny_vector(t, (size_t)n_out * (size_t)n_in, 0, 1 / sqrt(n_in));
-    struct cr_matrix m = {w, type, n_in, n_out, cr_row_bytes(type, (size_t)n_in)};
+    struct cr_matrix m = {.data = w,
+                          .type = type,
+                          .n_in = n_in,
+                          .n_out = n_out,
+                          .row_bytes = cr_row_bytes(type, (size_t)n_in)};
     if (type == CR_F32)
         return m;
     char *q = cr_alloc((size_t)n_out, m.row_bytes);
@@ -76,6 +80,7 @@ static struct tiny *tiny_new(enum cr_arch arch, uint32_t type)
     m->n_ropes = 1;
     m->embd_scale = 1;
     m->attn_scale = 1 / sqrtf(TINY_DIM);
+    m->pages = CR_PAGES_MAP;
     m->rope_freq = t->freq;
     for (int i = 0; i < TINY_DIM / 2; i++)
         t->freq[i] = powf(10000, -(float)i / (TINY_DIM / 2));
@@ -113,7 +118,11 @@ static void tiny_matrix_to_float(struct tiny *t, struct cr_matrix *w)
     for (size_t r = 0; r < rows; r++)
         cr_dequantize_ref(w->type, to + r * n, (const char *)w->data + r * w->row_bytes, n);
     t->owned[t->n_owned++] = to;
-    *w = (struct cr_matrix){to, CR_F32, w->n_in, w->n_out, n * sizeof *to};
+    *w = (struct cr_matrix){.data = to,
+                            .type = CR_F32,
+                            .n_in = w->n_in,
+                            .n_out = w->n_out,
+                            .row_bytes = n * sizeof *to};
 }
 
 /* The same model with float32 weights. */

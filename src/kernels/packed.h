@@ -1,0 +1,336 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Products with packed weights: panels of LANES rows, stored as the inner loop reads them, so that
+ * a panel is one stream of whole vectors. A panel of n_blocks blocks of 32 columns holds
+ *
+ *     codes   n_blocks times: vector g has bytes 4g .. 4g + 3 of every row's codes, one row a lane;
+ *             4 vectors for types of 4 bits, whose high nibbles are the block's second half, else 8
+ *     d       n_blocks times LANES float16
+ *     m       the same, Q4_1 only
+ *
+ * and is padded to whole cache lines; rows that a last panel lacks are zeros. A level defines,
+ * before it includes this file, LANES, vf, vm and the operations v_lanes, v_load_mask,
+ * v_store_mask, v_zero, v_set1, v_mul, v_fma of vector.h, v_load_f16, and
+ *
+ *     vi                       LANES integers; vi_load(p), vi_set4(p): 4 bytes to every lane
+ *     vi_low(v) vi_high(v)     the nibbles of each byte
+ *     vi_start(type, &sum)     what a block's integer sum begins with; sum: of the activation's
+ * codes vi_dot(type, acc, w, x)  acc + w x by bytes, four to a lane vi_float(type, v)        the
+ * finished sum PACKED_FLIP              0x80 where codes of Q8_0 are stored unsigned, with 128
+ * added PACKED_SIDE              tokens side by side, by two panels
+ *
+ * Every output adds its blocks in the order of kernels_ref.c, in its own lane.
+ */
+#ifndef CR_PACKED_H
+#define CR_PACKED_H
+
+#include "kernels/levels.h"
+
+#include <math.h>
+#include <string.h>
+
+/* ---- packing --------------------------------------------------------------------------- */
+
+INLINE bool has_nibbles(enum cr_type type)
+{
+    return type != CR_Q8_0;
+}
+
+INLINE size_t code_vectors(enum cr_type type)
+{
+    return has_nibbles(type) ? 4 : 8;
+}
+
+static size_t panel_bytes(enum cr_type type, size_t n)
+{
+    size_t scales = type == CR_Q4_1 ? 2 : 1;
+    size_t block = LANES * (4 * code_vectors(type) + scales * sizeof(uint16_t));
+    return (n / CR_QK * block + 63) / 64 * 64;
+}
+
+/* One panel from rows row_bytes apart; `rows` of LANES are there. */
+INLINE void pack_panel(enum cr_type type, uint8_t *dst, const uint8_t *w, size_t row_bytes,
+                       size_t rows, size_t n)
+{
+    const size_t n_blocks = n / CR_QK, vectors = code_vectors(type), head = type == CR_Q4_1 ? 4 : 2;
+    const size_t size = head + 4 * vectors;
+    const uint32_t flip = type == CR_Q8_0 ? PACKED_FLIP * 0x01010101u : 0;
+    uint8_t *scales = dst + n_blocks * vectors * 4 * LANES;
+    memset(dst, 0, panel_bytes(type, n));
+    for (size_t b = 0; b < n_blocks; b++) {
+        uint8_t *codes = dst + b * vectors * 4 * LANES;
+        for (size_t r = 0; r < rows; r++) {
+            const uint8_t *block = w + r * row_bytes + b * size;
+            memcpy(scales + 2 * (b * LANES + r), block, 2);
+            if (head == 4)
+                memcpy(scales + 2 * ((n_blocks + b) * LANES + r), block + 2, 2);
+            UNROLL for (size_t g = 0; g < vectors; g++)
+            {
+                uint32_t four;
+                memcpy(&four, block + head + 4 * g, 4);
+                four ^= flip;
+                memcpy(codes + 4 * (g * LANES + r), &four, 4);
+            }
+        }
+    }
+}
+
+INLINE void pack_rows(enum cr_type type, void *dst, const void *w, size_t row_bytes, size_t rows,
+                      size_t n)
+{
+    const size_t bytes = panel_bytes(type, n);
+    uint8_t *to = dst;
+    const uint8_t *from = w;
+    for (size_t r = 0; r < rows; r += LANES, to += bytes)
+        pack_panel(type, to, from + r * row_bytes, row_bytes, rows - r < LANES ? rows - r : LANES,
+                   n);
+}
+
+/* ---- products -------------------------------------------------------------------------- */
+
+struct packed_job {
+    float *y;
+    size_t ldy;
+    const uint8_t *w; /* the first panel */
+    const uint8_t *x; /* the first token */
+    size_t bytes, x_bytes, n_blocks;
+    vm mask; /* lanes of the last panel that are stored */
+};
+
+/* Few tokens wait for memory, and the processor looks ahead no further than a small page: so the
+ * block at codes, of a later panel, and its scales are asked for. Past the end it does no harm. */
+INLINE void prefetch_block(enum cr_type type, const uint8_t *codes, const struct packed_job *j,
+                           size_t b)
+{
+    const size_t vectors = code_vectors(type), size = vectors * 4 * LANES;
+    const uint8_t *scales = codes + (j->n_blocks - b) * size + b * 2 * LANES;
+    UNROLL for (size_t i = 0; i < size; i += 64)
+    {
+        __builtin_prefetch(codes + i);
+    }
+    __builtin_prefetch(scales);
+    if (type == CR_Q4_1)
+        __builtin_prefetch(scales + j->n_blocks * 2 * LANES);
+}
+
+/* P panels by T tokens. */
+INLINE void packed_tile(enum cr_type type, int P, int T, const struct packed_job *j)
+{
+    enum { N = PACKED_SIDE, VECTOR = 4 * LANES };
+    vf acc[2][N];
+    const size_t vectors = code_vectors(type), n_blocks = j->n_blocks;
+    UNROLL for (int p = 0; p < P; p++)
+    {
+        UNROLL for (int t = 0; t < T; t++)
+        {
+            acc[p][t] = v_zero();
+        }
+    }
+    for (size_t b = 0; b < n_blocks; b++) {
+        const uint8_t *codes = j->w + b * vectors * VECTOR;
+        const uint8_t *x = j->x + b * sizeof(struct cr_block_q8a);
+        vi dot[2][N];
+        if (T <= 2)
+            prefetch_block(type, codes + (size_t)P * j->bytes, j, b);
+        UNROLL for (int t = 0; t < T; t++)
+        {
+            const struct cr_block_q8a *xb = (const void *)(x + (size_t)t * j->x_bytes);
+            dot[0][t] = vi_start(type, &xb->sum);
+            dot[P - 1][t] = dot[0][t];
+        }
+        UNROLL for (int g = 0; g < 4; g++)
+        {
+            UNROLL for (int half = 0; half < 2; half++)
+            {
+                vi w[2];
+                UNROLL for (int p = 0; p < P; p++)
+                {
+                    const uint8_t *at = codes + (size_t)p * j->bytes + (size_t)g * VECTOR;
+                    w[p] = !has_nibbles(type) ? vi_load(at + (size_t)half * 4 * VECTOR)
+                           : half             ? vi_high(vi_load(at))
+                                              : vi_low(vi_load(at));
+                }
+                UNROLL for (int t = 0; t < T; t++)
+                {
+                    const struct cr_block_q8a *xb = (const void *)(x + (size_t)t * j->x_bytes);
+                    vi four = vi_set4(xb->q + 4 * g + 16 * half);
+                    UNROLL for (int p = 0; p < P; p++)
+                    {
+                        dot[p][t] = vi_dot(type, dot[p][t], w[p], four);
+                    }
+                }
+            }
+        }
+        UNROLL for (int p = 0; p < P; p++)
+        {
+            const uint8_t *scales =
+                j->w + (size_t)p * j->bytes + n_blocks * vectors * VECTOR + b * 2 * LANES;
+            vf d = v_load_f16((const void *)scales), m = v_zero();
+            if (type == CR_Q4_1)
+                m = v_load_f16((const void *)(scales + n_blocks * 2 * LANES));
+            UNROLL for (int t = 0; t < T; t++)
+            {
+                const struct cr_block_q8a *xb = (const void *)(x + (size_t)t * j->x_bytes);
+                acc[p][t] =
+                    v_fma(v_mul(d, v_set1(xb->d)), vi_float(type, dot[p][t], &xb->sum), acc[p][t]);
+                if (type == CR_Q4_1)
+                    acc[p][t] = v_fma(m, v_set1(xb->s), acc[p][t]);
+            }
+        }
+    }
+    UNROLL for (int p = 0; p < P; p++)
+    {
+        UNROLL for (int t = 0; t < T; t++)
+        {
+            v_store_mask(j->y + (size_t)t * j->ldy + (size_t)p * LANES, acc[p][t],
+                         p + 1 < P ? v_lanes(0, LANES) : j->mask);
+        }
+    }
+}
+
+INLINE void packed_panels(enum cr_type type, int P, struct packed_job j, size_t n_tok)
+{
+    while (n_tok > 0) {
+        size_t step = n_tok >= PACKED_SIDE            ? PACKED_SIDE
+                      : PACKED_SIDE > 3 && n_tok >= 3 ? 3
+                      : n_tok >= 2                    ? 2
+                                                      : 1;
+        if (step == PACKED_SIDE)
+            packed_tile(type, P, PACKED_SIDE, &j);
+        else if (step == 3)
+            packed_tile(type, P, 3, &j);
+        else if (step == 2)
+            packed_tile(type, P, 2, &j);
+        else
+            packed_tile(type, P, 1, &j);
+        j.x += step * j.x_bytes;
+        j.y += step * j.ldy;
+        n_tok -= step;
+    }
+}
+
+INLINE void matmul_packed(enum cr_type type, float *y, size_t ldy, const void *w, size_t bytes,
+                          const void *x, size_t x_bytes, size_t rows, size_t n_tok, size_t n)
+{
+    struct packed_job j = {.y = y,
+                           .ldy = ldy,
+                           .w = w,
+                           .x = x,
+                           .bytes = bytes,
+                           .x_bytes = x_bytes,
+                           .n_blocks = n / CR_QK};
+    for (size_t r = 0; r < rows;) {
+        size_t panels = n_tok > 1 && rows - r > LANES ? 2 : 1;
+        size_t end = r + panels * LANES < rows ? r + panels * LANES : rows;
+        j.mask = v_lanes(0, end - r - (panels - 1) * LANES);
+        if (panels == 2)
+            packed_panels(type, 2, j, n_tok);
+        else
+            packed_panels(type, 1, j, n_tok);
+        j.w += panels * bytes;
+        j.y += panels * LANES;
+        r = end;
+    }
+}
+
+#define PACKED(name, type)                                                                         \
+    static void matmul_packed_##name(float *y, size_t ldy, const void *w, size_t bytes,            \
+                                     const void *x, size_t x_bytes, size_t rows, size_t n_tok,     \
+                                     size_t n)                                                     \
+    {                                                                                              \
+        matmul_packed(type, y, ldy, w, bytes, x, x_bytes, rows, n_tok, n);                         \
+    }                                                                                              \
+    static void pack_##name(void *dst, const void *w, size_t row_bytes, size_t rows, size_t n)     \
+    {                                                                                              \
+        pack_rows(type, dst, w, row_bytes, rows, n);                                               \
+    }
+PACKED(q8_0, CR_Q8_0)
+PACKED(q4_0, CR_Q4_0)
+PACKED(q4_1, CR_Q4_1)
+
+/* ---- the second factor of a low-rank change -------------------------------------------- */
+
+static size_t low_panel_bytes(size_t rank)
+{
+    return LANES * rank + LANES * sizeof(uint16_t);
+}
+
+static size_t low_bytes(size_t rows, size_t rank)
+{
+    return (rows + LANES - 1) / LANES * low_panel_bytes(rank);
+}
+
+/* A panel: for each rank the codes of its rows, then the rows' scales. */
+static void pack_low(void *dst, const float *b, size_t rows, size_t rank)
+{
+    int8_t *panel = dst;
+    memset(dst, 0, low_bytes(rows, rank));
+    for (size_t r = 0; r < rows; r++, b += rank) {
+        const size_t lane = r % LANES;
+        if (r > 0 && lane == 0)
+            panel += low_panel_bytes(rank);
+        float most = 0;
+        for (size_t k = 0; k < rank; k++)
+            most = fabsf(b[k]) > most ? fabsf(b[k]) : most;
+        uint16_t half = cr_f32_to_f16(most / 127);
+        float scale = cr_f16_to_f32(half), inverse = scale > 0 ? 1 / scale : 0;
+        memcpy(panel + LANES * rank + 2 * lane, &half, sizeof half);
+        for (size_t k = 0; k < rank; k++) {
+            float q = rintf(b[k] * inverse);
+            panel[k * LANES + lane] = (int8_t)(q > 127 ? 127 : q < -127 ? -127 : q);
+        }
+    }
+}
+
+INLINE void low_tile(int T, float *y, size_t ldy, const int8_t *panel, const float *low,
+                     size_t ldlow, size_t rank, vm mask)
+{
+    vf sum[8], scale = v_load_f16((const void *)(panel + LANES * rank));
+    UNROLL for (int t = 0; t < T; t++)
+    {
+        sum[t] = v_zero();
+    }
+    for (size_t k = 0; k < rank; k++) {
+        vf codes = v_load_i8(panel + k * LANES);
+        UNROLL for (int t = 0; t < T; t++)
+        {
+            sum[t] = v_fma(codes, v_set1(low[(size_t)t * ldlow + k]), sum[t]);
+        }
+    }
+    UNROLL for (int t = 0; t < T; t++)
+    {
+        float *to = y + (size_t)t * ldy;
+        v_store_mask(to, v_fma(scale, sum[t], v_load_mask(to, mask)), mask);
+    }
+}
+
+static void add_low(float *y, size_t ldy, const void *b, const float *low, size_t ldlow,
+                    size_t rows, size_t n_tok, size_t rank)
+{
+    const int8_t *panel = b;
+    for (size_t r = 0; r < rows; r += LANES, panel += low_panel_bytes(rank)) {
+        vm mask = v_lanes(0, rows - r < LANES ? rows - r : LANES);
+        for (size_t t = 0, step; t < n_tok; t += step) {
+            float *to = y + t * ldy + r;
+            const float *from = low + t * ldlow;
+            step = n_tok - t >= 8 ? 8 : n_tok - t >= 2 ? 2 : 1;
+            if (step == 8)
+                low_tile(8, to, ldy, panel, from, ldlow, rank, mask);
+            else if (step == 2)
+                low_tile(2, to, ldy, panel, from, ldlow, rank, mask);
+            else
+                low_tile(1, to, ldy, panel, from, ldlow, rank, mask);
+        }
+    }
+}
+
+/* The entries of a level's table that come from here. */
+#define PACKED_KERNELS                                                                             \
+    .panel_rows = LANES, .panel_bytes = panel_bytes, .low_bytes = low_bytes, .pack_low = pack_low, \
+    .add_low = add_low,                                                                            \
+    .pack = {[CR_Q8_0] = pack_q8_0, [CR_Q4_0] = pack_q4_0, [CR_Q4_1] = pack_q4_1},                 \
+    .matmul_packed = {[CR_Q8_0] = matmul_packed_q8_0,                                              \
+                      [CR_Q4_0] = matmul_packed_q4_0,                                              \
+                      [CR_Q4_1] = matmul_packed_q4_1}
+
+#endif
