@@ -7,7 +7,7 @@ SHELL := /bin/bash
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := gcc cmake ninja-build pkg-config libpcre2-dev libutf8proc-dev libjansson-dev liblzma-dev \
   libcurl4-openssl-dev libsqlite3-dev libseccomp-dev libmicrohttpd-dev \
-  libcmocka-dev xz-utils unzip groff-base curl ca-certificates
+  libcmocka-dev xz-utils unzip groff-base curl ca-certificates openssl
 CHECK_PACKAGES := clang-format clang libclang-rt-14-dev g++ binutils python3-minimal
 DATA_HOME := $(or $(XDG_DATA_HOME),$(HOME)/.local/share)
 MODEL_DIR := $(DATA_HOME)/crayon/models

@@ -98,7 +98,7 @@ enum cr_status cr_cli_answer(cr_cli_router *r, const struct cr_args *a, const st
 #else
 
 #include "consent.h"
-#include "route/route.h"
+#include "routing.h"
 
 #include <sys/random.h>
 
@@ -118,25 +118,13 @@ enum cr_status cr_cli_router_open(cr_cli_router **out, const struct cr_args *a, 
     *out = NULL;
     if (!cr_arg_text(a, CR_OPT_UPSTREAM))
         return CR_OK;
-    struct cr_upstream_options up;
-    struct cr_router_options opt = {
-        .rule = (enum cr_rule)cr_rule_by_name(cr_arg_text(a, CR_OPT_RULE)),
-        .budget = cr_arg_real(a, CR_OPT_BUDGET),
-        .seed = cr_arg_seed(a, CR_OPT_SEED),
-        .upstream = &up,
-        .offline = cr_arg_flag(a, CR_OPT_OFFLINE),
-    };
-    char *key = NULL;
     cr_cli_router *r = cr_alloc0(1, sizeof *r);
     enum cr_status st =
-        r ? cr_upstream_of(&up, &key, a, err) : cr_error_set(err, CR_NO_MEMORY, "out of memory");
-    if (!st)
-        st = cr_router_new(&r->router, &opt, err);
+        r ? cr_routing_open(&r->router, a, err) : cr_error_set(err, CR_NO_MEMORY, "out of memory");
     if (!st)
         st = cr_router_ready(r->router, s->palette, err);
     if (!st)
         st = cr_setup_scope(s, err);
-    cr_key_free(key);
     if (st) {
         cr_cli_router_close(r);
         return st;

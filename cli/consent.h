@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Leaving the device needs a yes; and the options that say where to. Only with CRAYON_ROUTE. */
+/* Leaving the device needs a yes. Only with CRAYON_ROUTE. */
 #ifndef CR_CONSENT_H
 #define CR_CONSENT_H
 
-#include "options.h"
 #include "route/preview.h"
 
 enum cr_consent {
@@ -17,10 +16,5 @@ enum cr_consent {
 enum cr_consent cr_consent_ask(const struct cr_outgoing *out, bool yes);
 /* The question alone, after the caller showed what it is about. */
 enum cr_consent cr_consent_question(const char *question);
-
-/* --upstream, --upstream-model and what belongs to them. *key is read from --upstream-key-file or
- * the environment; free it with cr_key_free after the last use of opt. */
-enum cr_status cr_upstream_of(struct cr_upstream_options *opt, char **key, const struct cr_args *a,
-                              struct cr_error *err);
 
 #endif

@@ -39,6 +39,7 @@ struct cr_route_report {
     const struct cr_calibration *calibration;
     bool has_study; /* the rows have answers */
     struct cr_study study;
+    char no_learned[160];               /* why there is no LEARNED rule, or "" */
     size_t n_outside;                   /* rows of --out-of-scope */
     double auroc_outside;               /* scope tells them */
     double sent_outside[CR_RULE_COUNT]; /* share of them that leaves at the budget */

@@ -14,7 +14,7 @@
 #include "messages.h"
 #include "route.h"
 #include "route/calibrate.h"
-#include "route/route.h"
+#include "routing.h"
 #include "verbs.h"
 
 #include <math.h>
@@ -24,11 +24,13 @@
 struct calibrate {
     const struct cr_args *a;
     struct cr_device device;
-    struct cr_examples file, outside;
+    struct cr_examples file, outside, learn;
     struct cr_study_row *rows; /* [n] */
     size_t n, n_outside, n_labelled;
     float *conf, *scope;          /* [max(n, n_outside)] */
     struct cr_calibration result; /* of the rows */
+    struct cr_learned learned;    /* of --learn; n_fitted 0: none */
+    bool server_asked;
     struct cr_route_report report;
     cr_router *router; /* NULL without --upstream */
     struct cr_progress line;
@@ -160,18 +162,6 @@ static bool interrupted(void *ud)
     return cr_interrupted();
 }
 
-static enum cr_status open_router(struct calibrate *c)
-{
-    struct cr_upstream_options up;
-    struct cr_router_options opt = {.rule = CR_RULE_RANDOM, .budget = 1, .upstream = &up};
-    char *key;
-    enum cr_status st = cr_upstream_of(&up, &key, c->a, &c->err);
-    if (!st)
-        st = cr_router_new(&c->router, &opt, &c->err);
-    cr_key_free(key);
-    return st;
-}
-
 static enum cr_status prepare_row(struct calibrate *c, size_t i, struct cr_outgoing *out)
 {
     char *text = cr_example_text(&c->file.v[i]);
@@ -225,7 +215,7 @@ static enum cr_status consent(struct calibrate *c)
 
 static enum cr_status ask_server(struct calibrate *c)
 {
-    enum cr_status st = open_router(c);
+    enum cr_status st = cr_routing_open(&c->router, c->a, &c->err);
     if (!st)
         st = consent(c);
     if (st)
@@ -259,7 +249,37 @@ static enum cr_status fit(struct calibrate *c)
     }
     enum cr_status st = cr_calibration_fit(&c->result, c->conf, has_scope ? c->scope : NULL, c->n,
                                            c->report.options, &c->err);
+    if (!st && c->report.has_study)
+        st = cr_calibration_label(&c->result, c->rows, c->n, c->server_asked,
+                                  c->learned.n_fitted ? &c->learned : NULL, c->report.no_learned,
+                                  &c->err);
+    else if (!st && c->learned.n_fitted)
+        st = cr_calibration_learned(&c->result, c->rows, c->n, &c->learned, &c->err);
     c->report.calibration = &c->result;
+    return st;
+}
+
+/* The weights of LEARNED from --learn: answered rows of other tasks, so that the examples need no
+ * answers. The server is taken to be always right there. */
+static enum cr_status learn(struct calibrate *c)
+{
+    const char *path = cr_arg_text(c->a, CR_OPT_LEARN);
+    if (!path)
+        return CR_OK;
+    enum cr_status st = cr_examples_read(&c->learn, path, &c->err);
+    size_t n = st ? 0 : choose(c->a, &c->learn);
+    for (size_t i = 0; i < n && !st; i++)
+        if (!c->learn.v[i].answer)
+            st = cr_error_set(&c->err, CR_INVALID, "%s: line %zu has no answer to learn from", path,
+                              c->learn.v[i].line);
+    struct cr_study_row *rows = st ? NULL : cr_alloc0(n + 1, sizeof *rows);
+    if (!st && !rows)
+        st = cr_error_set(&c->err, CR_NO_MEMORY, "out of memory for %zu examples", n);
+    if (!st)
+        st = fill_rows(c, c->learn.v, rows, n, "answering what to learn from");
+    if (!st)
+        st = cr_learned_fit(&c->learned, rows, n, false, &c->err);
+    cr_free(rows);
     return st;
 }
 
@@ -325,13 +345,11 @@ static enum cr_status work(struct calibrate *c)
         st = cr_device_open(&c->device, c->a, true, &c->err);
     if (!st)
         st = fill_rows(c, c->file.v, c->rows, c->n, "answering on the device");
-    if (!st)
-        st = fit(c);
-    if (!st && !r->options) /* thresholds for generated text are what run and serve need */
-        st = store(c);
     r->n = c->n;
     r->has_study = c->n_labelled == c->n && c->n >= 4;
     bool server = cr_arg_text(c->a, CR_OPT_UPSTREAM) != NULL;
+    if (!st)
+        st = learn(c);
     if (!st && server && !r->has_study)
         st =
             cr_error_set(&c->err, CR_INVALID,
@@ -340,6 +358,11 @@ static enum cr_status work(struct calibrate *c)
                          c->n_labelled, c->n);
     if (!st && server)
         st = ask_server(c);
+    c->server_asked = server;
+    if (!st)
+        st = fit(c);
+    if (!st && !r->options) /* thresholds for generated text are what run and serve need */
+        st = store(c);
     if (!st && r->has_study)
         st = cr_study_make(&r->study, c->rows, c->n, server, &c->err);
     if (!st && c->n_outside)
@@ -374,6 +397,7 @@ int cr_cli_route_calibrate(const struct cr_args *a)
     cr_free(c.conf);
     cr_free(c.rows);
     cr_device_close(&c.device);
+    cr_examples_deinit(&c.learn);
     cr_examples_deinit(&c.outside);
     cr_examples_deinit(&c.file);
     return code;

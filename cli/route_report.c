@@ -5,6 +5,7 @@
 #include "messages.h"
 #include "route.h"
 #include "route/calibrate.h"
+#include "route/learned.h"
 #include "svg.h"
 
 #include <math.h>
@@ -15,6 +16,36 @@ enum { N_BUDGETS = 5 };
 static const double budgets[N_BUDGETS] = {0.02, 0.05, 0.1, 0.2, 0.3};
 
 /* ---- table ---- */
+
+static void print_cell(double v)
+{
+    if (isnan(v))
+        cr_out_puts("        -");
+    else
+        cr_outf("  %7.1f", 100 * v);
+}
+
+/* What --max-wrong would keep: the share of these rows at or below its threshold. */
+static void print_accepted(const struct cr_calibration *c)
+{
+    static const double limits[] = {0.01, 0.05, 0.1, 0.2};
+    cr_out_puts("max-wrong   kept by conf   by scope   by crayon   by learned\n");
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        const struct cr_learned *l = &c->learned;
+        double kept[4] = {
+            cr_calibration_kept(c->conf, c->wrong_conf, c->n_rows, limits[i]),
+            c->has_scope ? cr_calibration_kept(c->scope, c->wrong_scope, c->n_rows, limits[i])
+                         : (double)NAN,
+            c->has_scope ? cr_calibration_kept(c->either, c->wrong_either, c->n_rows, limits[i])
+                         : (double)NAN,
+            l->n_rows ? cr_calibration_kept(l->knots, l->wrong, l->n_rows, limits[i])
+                      : (double)NAN};
+        cr_outf("%7.0f %%  ", 100 * limits[i]);
+        for (int k = 0; k < 4; k++)
+            print_cell(kept[k]);
+        cr_out_puts(" %\n");
+    }
+}
 
 static void print_thresholds(const struct cr_calibration *c)
 {
@@ -31,16 +62,20 @@ static void print_thresholds(const struct cr_calibration *c)
                 1 - cr_calibration_quantile(c->conf, both),
                 cr_calibration_quantile(c->scope, both));
     }
+    const struct cr_learned *l = &c->learned;
+    if (l->n_rows) {
+        cr_outf(
+            "learned (fitted on %d rows, thresholds from %d others): chance that a server helps "
+            "above",
+            l->n_fitted, l->n_rows);
+        for (int b = 0; b < N_BUDGETS; b++)
+            cr_outf(" %.4f", cr_learned_chance(cr_calibration_quantile(l->knots, 1 - budgets[b])));
+        cr_out_puts("\n");
+    }
+    if (c->labelled)
+        print_accepted(c);
     cr_outf("the smallest share that %d examples can hold is %.1f %%\n", c->n_rows,
             100 * cr_calibration_resolution(c));
-}
-
-static void print_cell(double v)
-{
-    if (isnan(v))
-        cr_out_puts("        -");
-    else
-        cr_outf("  %7.1f", 100 * v);
 }
 
 static void print_study(const struct cr_study *s)
@@ -110,6 +145,8 @@ void cr_route_report_print(const struct cr_route_report *r)
             r->options ? "by choosing among options" : "on the device as run does",
             r->stored ? "; thresholds are in the palette" : "; not stored");
     print_thresholds(r->calibration);
+    if (*r->no_learned)
+        cr_outf("%s\n", r->no_learned);
     if (r->has_study) {
         print_study(&r->study);
         print_aurocs(&r->study);
@@ -193,6 +230,10 @@ int cr_route_report_json(const struct cr_route_report *r)
                      c->has_scope ? 1 - cr_calibration_quantile(c->conf, both) : (double)NAN);
         cr_json_real(&j, "crayon_scope_beyond",
                      c->has_scope ? cr_calibration_quantile(c->scope, both) : (double)NAN);
+        cr_json_real(&j, "learned_above",
+                     c->learned.n_rows
+                         ? cr_learned_chance(cr_calibration_quantile(c->learned.knots, level))
+                         : (double)NAN);
         cr_json_close(&j);
     }
     cr_json_close(&j);

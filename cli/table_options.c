@@ -32,6 +32,8 @@
     (RUN | SCORE | LOGITS | ADAPTER_CHECK | CONVERT | MERGE | POOL_TRAIN | POOL_EXPORT | BLEND |   \
      EVAL | SERVE | EXPLAIN | CALIBRATE)
 #define ANSWERS (RUN | EXPLAIN | CALIBRATE) /* generates text */
+#define ROUTES (RUN | SERVE)                /* asks by rule */
+#define ASKS (ROUTES | CALIBRATE)
 #define WITH_MODEL (COMPUTES | TOKENIZE)
 #define WITH_JSON                                                                                  \
     (RUN | TOKENIZE | INFO | ADAPTER_CHECK | ADAPTER_INFO | POOL_TRAIN | POOL_INFO | BLEND |       \
@@ -266,29 +268,51 @@ const struct cr_option cr_options[] = {
           "report that is not stored"),
     FLAG(COMPARE_BASE, EXPLAIN, ROUTING, 0, "compare-base",
          "also run the base model, to tell how much the blend changes the first token"),
-    VALUE(UPSTREAM, RUN | CALIBRATE, ROUTING, 0, "upstream", TEXT, CR_OF_ENV, "URL", NULL,
+    VALUE(LEARN, CALIBRATE, INPUT, 0, "learn", FILE, 0, "FILE", NULL,
+          "answered rows of other tasks to fit the rule learned on; without it half of the "
+          "examples, where all have answers"),
+    VALUE(UPSTREAM, ASKS, ROUTING, 0, "upstream", TEXT, CR_OF_MANY | CR_OF_ENV, "URL", NULL,
           "an OpenAI-compatible server that demanding questions may go to; http only to this "
-          "machine"),
-    VALUE(UPSTREAM_MODEL, RUN | CALIBRATE, ROUTING, 0, "upstream-model", TEXT, CR_OF_ENV, "NAME",
-          NULL, "the model to ask there"),
-    VALUE(UPSTREAM_KEY_FILE, RUN | CALIBRATE, ROUTING, 0, "upstream-key-file", FILE, CR_OF_ENV,
+          "machine; repeatable: the next is asked when one fails"),
+    VALUE(UPSTREAM_MODEL, ASKS, ROUTING, 0, "upstream-model", TEXT, CR_OF_MANY | CR_OF_ENV, "NAME",
+          NULL, "the model to ask there; one for all, or one for each --upstream"),
+    VALUE(UPSTREAM_KEY_FILE, ASKS, ROUTING, 0, "upstream-key-file", FILE, CR_OF_MANY | CR_OF_ENV,
           "FILE", NULL,
-          "file that holds the server's key; without it $CRAYON_API_KEY, else no key"),
-    NUMBER(UPSTREAM_TIMEOUT, RUN | CALIBRATE, ROUTING, 0, "upstream-timeout", REAL, CR_OF_ENV,
-           "SECONDS", "120", 0.1, 86400,
-           "an answer must have come after so long, all tries together"),
-    VALUE(UPSTREAM_PRICE, RUN | CALIBRATE, ROUTING, 0, "upstream-price", TEXT, CR_OF_ENV, "IN,OUT",
-          NULL, "what the server takes per million tokens of prompt and answer, for the ledger"),
-    FLAG(UPSTREAM_INSECURE, RUN | CALIBRATE, ROUTING, 0, "upstream-insecure",
+          "file that holds the server's key, one for each --upstream in order; without it "
+          "$CRAYON_API_KEY for the first, no key for the others"),
+    NUMBER(UPSTREAM_TIMEOUT, ASKS, ROUTING, 0, "upstream-timeout", REAL, CR_OF_ENV, "SECONDS",
+           "120", 0.1, 86400, "an answer must have come after so long, all tries together"),
+    VALUE(UPSTREAM_PRICE, ASKS, ROUTING, 0, "upstream-price", TEXT, CR_OF_MANY | CR_OF_ENV,
+          "IN,OUT", NULL,
+          "what the server takes per million tokens of prompt and answer, for the ledger"),
+    VALUE(UPSTREAM_CA, ASKS, ROUTING, 0, "upstream-ca", FILE, CR_OF_ENV, "FILE", NULL,
+          "trust the certificates that this PEM file signs, and no others"),
+    FLAG(UPSTREAM_INSECURE, ASKS, ROUTING, 0, "upstream-insecure",
          "allow http to other machines: text and key travel in the clear"),
-    VALUE(RULE, RUN | EXPLAIN, ROUTING, 0, "rule", CHOICE, CR_OF_ENV, "random|conf|scope|crayon",
-          "crayon",
-          "what makes a question demanding: chance, low confidence, far from the task, or one "
-          "of the last two"),
-    NUMBER(BUDGET, RUN | EXPLAIN | CALIBRATE, ROUTING, 0, "budget", REAL, CR_OF_ENV, "SHARE", "0.1",
-           0, 1, "share of questions that may leave the device"),
-    NUMBER(MAX_COST, RUN, ROUTING, 0, "max-cost", REAL, 0, "MONEY", "0", 0, 1000000,
+    VALUE(RULE, ROUTES | EXPLAIN, ROUTING, 0, "rule", CHOICE, CR_OF_ENV,
+          "random|conf|scope|crayon|learned", "crayon",
+          "what makes a question demanding: chance, low confidence, far from the task, one of the "
+          "last two, or the learned chance that a server mends the answer"),
+    NUMBER(BUDGET, ROUTES | EXPLAIN | CALIBRATE, ROUTING, 0, "budget", REAL, CR_OF_ENV, "SHARE",
+           "0.1", 0, 1, "share of questions that may leave the device"),
+    NUMBER(MAX_WRONG, ROUTES | EXPLAIN, ROUTING, 0, "max-wrong", REAL, CR_OF_ENV, "SHARE", "0", 0,
+           0.99,
+           "choose the threshold by this bound on questions kept and answered wrong, not by the "
+           "budget, which stays a cap if it is given; 0: by the budget"),
+    NUMBER(BUDGET_WINDOW, SERVE, ROUTING, 0, "budget-window", INT, CR_OF_ENV, "N", "1000", 0,
+           1 << 20, "the budget holds over the last N questions; 0: over all"),
+    NUMBER(MAX_COST, ROUTES, ROUTING, 0, "max-cost", REAL, CR_OF_ENV, "MONEY", "0", 0, 1000000,
            "most that one answer may cost, by --upstream-price; 0: no limit"),
+    NUMBER(MAX_SPEND, ROUTES, ROUTING, 0, "max-spend", REAL, CR_OF_ENV, "MONEY", "0", 0, 1e9,
+           "most that all answers of --spend-hours may cost, by the ledger; 0: no limit"),
+    NUMBER(SPEND_HOURS, ROUTES, ROUTING, 0, "spend-hours", REAL, CR_OF_ENV, "H", "24", 0.001, 87600,
+           "the sliding window of --max-spend"),
+    VALUE(MASK, ROUTES, ROUTING, 0, "mask", CHOICE, CR_OF_ENV, "personal|none", "none",
+          "personal: put placeholders in the place of e-mail addresses, phone, card and account "
+          "numbers, keys and --mask-pattern before anything leaves, and put them back in the "
+          "answer"),
+    VALUE(MASK_PATTERN, ROUTES, ROUTING, 0, "mask-pattern", TEXT, CR_OF_MANY, "REGEX", NULL,
+          "with --mask personal: what else is masked, a PCRE2 pattern; repeatable"),
     FLAG(YES, RUN | CALIBRATE, ROUTING, 0, "yes",
          "send without asking; needed where there is no terminal"),
     FLAG(OFFLINE, COMPUTES | TOKENIZE | INFO, ROUTING, 0, "offline",

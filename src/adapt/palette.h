@@ -8,14 +8,26 @@
 
 #include "adapt/blend.h"
 
-enum { CR_CALIBRATION_KNOTS = 33 };
+enum { CR_CALIBRATION_KNOTS = 33, CR_LEARNED_FEATURES = 10 };
+
+/* The LEARNED rule (route/learned.h): log-odds = bias + weight . (features - mean) / std. JSON:
+ * "learned": {"fitted", "rows", "mean", "std", "weight": [10 numbers], "bias", "knots", "wrong"},
+ * or null when n_rows is 0. */
+struct cr_learned {
+    int n_fitted; /* rows that the weights were fitted on */
+    int n_rows;   /* other rows, that knots and wrong come from; 0: there is no rule */
+    float mean[CR_LEARNED_FEATURES], std[CR_LEARNED_FEATURES], weight[CR_LEARNED_FEATURES], bias;
+    float knots[CR_CALIBRATION_KNOTS]; /* of the log-odds */
+    int wrong[CR_CALIBRATION_KNOTS];   /* rows answered wrong with log-odds up to the knot */
+};
 
 /*
  * Router calibration: quantiles of the demand scores (higher: more demanding) of in-task examples,
  * from which route/calibrate.c takes the threshold for a budget. Knot k stands at the level
  * 1 - (1 - k / 32)^2: dense where budgets are small. JSON: "calibration": {"rows": 200, "answer":
  * "text" | "options", "conf": [33 numbers], "scope": [33] | null, "either": [33] | null}, or null
- * when n_rows is 0.
+ * when n_rows is 0. Where the examples had answers, also "wrong": {"conf", "scope", "either": [33
+ * counts] | null} and "learned"; both are null or absent else.
  */
 struct cr_calibration {
     int n_rows;   /* examples it was made from; 0: none yet */
@@ -24,6 +36,10 @@ struct cr_calibration {
     float conf[CR_CALIBRATION_KNOTS];   /* ascending, finite */
     float scope[CR_CALIBRATION_KNOTS];  /* the same, if has_scope */
     float either[CR_CALIBRATION_KNOTS]; /* of max(rank of conf, rank of scope), if has_scope */
+    bool labelled;                      /* the next three are filled */
+    int wrong_conf[CR_CALIBRATION_KNOTS], wrong_scope[CR_CALIBRATION_KNOTS],
+        wrong_either[CR_CALIBRATION_KNOTS]; /* wrong answers with a score up to the knot */
+    struct cr_learned learned;
 };
 
 struct cr_palette {

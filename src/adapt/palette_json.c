@@ -232,11 +232,81 @@ static void knots(struct reader *r, const json_t *o, const char *key, float *out
     }
 }
 
+/* Counts below each knot: as many as there are, ascending, at most n. */
+static void counts(struct reader *r, const json_t *o, const char *key, int *out, int n)
+{
+    const json_t *v = json_object_get(o, key);
+    if (json_array_size(v) != CR_CALIBRATION_KNOTS) {
+        bad(r, key, "33 counts");
+        return;
+    }
+    for (size_t i = 0; i < CR_CALIBRATION_KNOTS; i++) {
+        const json_t *x = json_array_get(v, i);
+        json_int_t count = json_is_integer(x) ? json_integer_value(x) : -1;
+        if (count < (i ? out[i - 1] : 0) || count > n) {
+            bad(r, key, "counts in ascending order, none above the number of rows");
+            return;
+        }
+        out[i] = (int)count;
+    }
+}
+
+static void few_numbers(struct reader *r, const json_t *o, const char *key, float *out)
+{
+    const json_t *v = json_object_get(o, key);
+    if (json_array_size(v) != CR_LEARNED_FEATURES) {
+        bad(r, key, "10 numbers");
+        return;
+    }
+    for (size_t i = 0; i < CR_LEARNED_FEATURES; i++)
+        out[i] = number(r, json_array_get(v, i), key, 1e9);
+}
+
+static void read_learned(struct reader *r, const json_t *v, struct cr_learned *l)
+{
+    static const char *const keys[] = {"fitted", "rows",  "mean",  "std", "weight",
+                                       "bias",   "knots", "wrong", NULL};
+    if (!v || json_is_null(v) || !has_keys(r, v, "learned", keys))
+        return;
+    l->n_fitted = integer(r, v, "fitted", MAX_EXAMPLES);
+    l->n_rows = integer(r, v, "rows", MAX_EXAMPLES);
+    if (!l->n_rows)
+        bad(r, "rows", "1 or more");
+    few_numbers(r, v, "mean", l->mean);
+    few_numbers(r, v, "std", l->std);
+    few_numbers(r, v, "weight", l->weight);
+    for (int i = 0; i < CR_LEARNED_FEATURES; i++)
+        if (!(l->std[i] > 0))
+            bad(r, "std", "numbers above 0");
+    l->bias = number(r, json_object_get(v, "bias"), "bias", 1e9);
+    knots(r, v, "knots", l->knots);
+    counts(r, v, "wrong", l->wrong, l->n_rows);
+}
+
+static void read_wrong(struct reader *r, const json_t *v, struct cr_calibration *c)
+{
+    static const char *const keys[] = {"conf", "scope", "either", NULL};
+    c->labelled = v && !json_is_null(v);
+    if (!c->labelled || !has_keys(r, v, "wrong", keys))
+        return;
+    counts(r, v, "conf", c->wrong_conf, c->n_rows);
+    if (c->has_scope) {
+        counts(r, v, "scope", c->wrong_scope, c->n_rows);
+        counts(r, v, "either", c->wrong_either, c->n_rows);
+    } else if (!json_is_null(json_object_get(v, "scope")) ||
+               !json_is_null(json_object_get(v, "either"))) {
+        bad(r, "wrong", "null for scope and either, as the knots are");
+    }
+}
+
 static void read_calibration(struct reader *r, const json_t *o, struct cr_calibration *c)
 {
-    static const char *const keys[] = {"rows", "answer", "conf", "scope", "either", NULL};
+    static const char *const plain[] = {"rows", "answer", "conf", "scope", "either", NULL};
+    static const char *const all[] = {"rows",   "answer", "conf",    "scope",
+                                      "either", "wrong",  "learned", NULL};
     const json_t *v = json_object_get(o, "calibration");
-    if (json_is_null(v) || !has_keys(r, v, "calibration", keys))
+    bool more = json_object_get(v, "wrong") || json_object_get(v, "learned");
+    if (json_is_null(v) || !has_keys(r, v, "calibration", more ? all : plain))
         return;
     c->n_rows = integer(r, v, "rows", MAX_EXAMPLES);
     if (!c->n_rows)
@@ -254,6 +324,8 @@ static void read_calibration(struct reader *r, const json_t *o, struct cr_calibr
         knots(r, v, "scope", c->scope);
         knots(r, v, "either", c->either);
     }
+    read_wrong(r, json_object_get(v, "wrong"), c);
+    read_learned(r, json_object_get(v, "learned"), &c->learned);
 }
 
 static void read_measured(struct reader *r, const json_t *o, cr_palette *p)
@@ -368,15 +440,45 @@ static json_t *str(const char *s)
     return json_string(s ? s : "");
 }
 
+static json_t *integers(const int *v)
+{
+    json_t *a = json_array();
+    for (int i = 0; i < CR_CALIBRATION_KNOTS; i++)
+        json_array_append_new(a, json_integer(v[i]));
+    return a;
+}
+
+static json_t *learned(const struct cr_learned *l)
+{
+    const int n = CR_LEARNED_FEATURES;
+    if (!l->n_rows)
+        return json_null();
+    return json_pack("{s:i, s:i, s:o, s:o, s:o, s:o, s:o, s:o}", "fitted", l->n_fitted, "rows",
+                     l->n_rows, "mean", reals(l->mean, n), "std", reals(l->std, n), "weight",
+                     reals(l->weight, n), "bias", real(l->bias), "knots",
+                     reals(l->knots, CR_CALIBRATION_KNOTS), "wrong", integers(l->wrong));
+}
+
 static json_t *calibration(const struct cr_calibration *c)
 {
     if (!c->n_rows)
         return json_null();
     const int n = CR_CALIBRATION_KNOTS;
-    return json_pack("{s:i, s:s, s:o, s:o, s:o}", "rows", c->n_rows, "answer",
-                     c->options ? "options" : "text", "conf", reals(c->conf, n), "scope",
-                     c->has_scope ? reals(c->scope, n) : json_null(), "either",
-                     c->has_scope ? reals(c->either, n) : json_null());
+    json_t *o = json_pack("{s:i, s:s, s:o, s:o, s:o}", "rows", c->n_rows, "answer",
+                          c->options ? "options" : "text", "conf", reals(c->conf, n), "scope",
+                          c->has_scope ? reals(c->scope, n) : json_null(), "either",
+                          c->has_scope ? reals(c->either, n) : json_null());
+    if (o && (c->labelled || c->learned.n_rows)) {
+        json_t *scope = c->has_scope ? integers(c->wrong_scope) : json_null();
+        json_t *either = c->has_scope ? integers(c->wrong_either) : json_null();
+        json_t *wrong = json_pack("{s:o, s:o, s:o}", "conf", integers(c->wrong_conf), "scope",
+                                  scope, "either", either);
+        json_object_set_new(o, "wrong", c->labelled ? wrong : json_null());
+        if (!c->labelled)
+            json_decref(wrong);
+        json_object_set_new(o, "learned", learned(&c->learned));
+    }
+    return o;
 }
 
 /* The pool's path as the palette should name it: relative when the pool lies in or below the

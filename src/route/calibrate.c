@@ -46,14 +46,23 @@ double cr_calibration_resolution(const struct cr_calibration *c)
     return 1.0 / (c->n_rows + 1);
 }
 
+struct scored {
+    float score;
+    bool positive;
+};
+static int by_score(const void *a, const void *b)
+{
+    const struct scored *x = a, *y = b;
+    return (x->score > y->score) - (x->score < y->score);
+}
+
 static int ascending(const void *a, const void *b)
 {
     float x = *(const float *)a, y = *(const float *)b;
     return (x > y) - (x < y);
 }
 
-/* Sorts v and takes the knots. */
-static void take_knots(float knots[KNOTS], float *v, size_t n)
+void cr_calibration_knots(float knots[KNOTS], float *v, size_t n)
 {
     qsort(v, n, sizeof *v, ascending);
     for (int k = 0; k < KNOTS; k++) {
@@ -65,6 +74,13 @@ static void take_knots(float knots[KNOTS], float *v, size_t n)
         if (k && knots[k] < knots[k - 1]) /* rounding */
             knots[k] = knots[k - 1];
     }
+}
+
+double cr_calibration_either(const struct cr_calibration *c, float conf, float scope)
+{
+    double a = isnan(conf) ? 1 : cr_calibration_rank(c->conf, (double)conf);
+    double b = isnan(scope) ? 1 : cr_calibration_rank(c->scope, (double)scope);
+    return a > b ? a : b;
 }
 
 enum cr_status cr_calibration_fit(struct cr_calibration *c, const float *conf, const float *scope,
@@ -81,32 +97,19 @@ enum cr_status cr_calibration_fit(struct cr_calibration *c, const float *conf, c
     if (!v)
         return cr_error_set(err, CR_NO_MEMORY, "calibrate: out of memory for %zu scores", n);
     memcpy(v, conf, n * sizeof *v);
-    take_knots(c->conf, v, n);
+    cr_calibration_knots(c->conf, v, n);
     if (scope) {
         memcpy(v, scope, n * sizeof *v);
-        take_knots(c->scope, v, n);
-        for (size_t i = 0; i < n; i++) {
-            double a = cr_calibration_rank(c->conf, (double)conf[i]);
-            double b = cr_calibration_rank(c->scope, (double)scope[i]);
-            v[i] = (float)(a > b ? a : b);
-        }
-        take_knots(c->either, v, n);
+        cr_calibration_knots(c->scope, v, n);
+        for (size_t i = 0; i < n; i++)
+            v[i] = (float)cr_calibration_either(c, conf[i], scope[i]);
+        cr_calibration_knots(c->either, v, n);
     }
     cr_free(v);
     c->has_scope = scope != NULL;
     c->options = options;
     c->n_rows = (int)n;
     return CR_OK;
-}
-
-struct scored {
-    float score;
-    bool positive;
-};
-static int by_score(const void *a, const void *b)
-{
-    const struct scored *x = a, *y = b;
-    return (x->score > y->score) - (x->score < y->score);
 }
 
 double cr_auroc(const float *score, const bool *positive, size_t n)

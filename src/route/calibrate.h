@@ -19,6 +19,10 @@ double cr_calibration_level(int k);
 /* Q(level), level in [0, 1], and F(x), both linear between knots; F is 0 below and 1 above them. */
 double cr_calibration_quantile(const float knots[CR_CALIBRATION_KNOTS], double level);
 double cr_calibration_rank(const float knots[CR_CALIBRATION_KNOTS], double x);
+/* The score of CRAYON: max of the ranks of both demands; an unknown demand has rank 1. */
+double cr_calibration_either(const struct cr_calibration *c, float conf, float scope);
+/* The knots of v [n], n >= 1, which is sorted. */
+void cr_calibration_knots(float knots[CR_CALIBRATION_KNOTS], float *v, size_t n);
 /* The smallest share that these examples can hold: 1 / (n_rows + 1). */
 double cr_calibration_resolution(const struct cr_calibration *c);
 

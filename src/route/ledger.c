@@ -201,11 +201,13 @@ const char *cr_ledger_path(const cr_ledger *l)
     return l->path;
 }
 
-static void now_text(char text[32])
+/* The time `hours` ago. A clock that jumps changes which rows count, nothing else. */
+static void time_text(char text[32], double hours)
 {
     struct timespec ts;
     struct tm tm;
     clock_gettime(CLOCK_REALTIME, &ts);
+    ts.tv_sec -= (time_t)(hours * 3600);
     gmtime_r(&ts.tv_sec, &tm);
     char seconds[24];
     strftime(seconds, sizeof seconds, "%Y-%m-%dT%H:%M:%S", &tm);
@@ -236,7 +238,7 @@ enum cr_status cr_ledger_begin(cr_ledger *l, const struct cr_ledger_row *intent,
     char when[32];
     sqlite3_stmt *q = NULL;
     *id = 0;
-    now_text(when);
+    time_text(when, 0);
     pthread_mutex_lock(&l->lock);
     int rc = sqlite3_prepare_v2(l->db, sql, -1, &q, NULL);
     if (rc == SQLITE_OK) {
@@ -341,6 +343,29 @@ enum cr_status cr_ledger_each(cr_ledger *l, int limit,
         go_on = fn(ud, &row);
     }
     enum cr_status st = rc == SQLITE_DONE ? CR_OK : db_error(l, rc, "cannot read", err);
+    sqlite3_finalize(q);
+    pthread_mutex_unlock(&l->lock);
+    return st;
+}
+
+enum cr_status cr_ledger_spent(cr_ledger *l, double hours, double *cost, struct cr_error *err)
+{
+    char since[32];
+    sqlite3_stmt *q = NULL;
+    *cost = 0;
+    time_text(since, hours);
+    pthread_mutex_lock(&l->lock);
+    int rc = sqlite3_prepare_v2(l->db, "SELECT ifnull(sum(cost), 0) FROM sent WHERE time >= ?", -1,
+                                &q, NULL);
+    if (rc == SQLITE_OK) {
+        bind_text(q, 1, since);
+        rc = sqlite3_step(q);
+    }
+    enum cr_status st = CR_OK;
+    if (rc == SQLITE_ROW)
+        *cost = sqlite3_column_double(q, 0);
+    else
+        st = db_error(l, rc, "cannot read", err);
     sqlite3_finalize(q);
     pthread_mutex_unlock(&l->lock);
     return st;

@@ -61,6 +61,8 @@ enum cr_status cr_ledger_finish(cr_ledger *l, int64_t id, const struct cr_ledger
 enum cr_status cr_ledger_each(cr_ledger *l, int limit,
                               bool (*fn)(void *ud, const struct cr_ledger_row *row), void *ud,
                               struct cr_error *err);
+/* Money in the rows of the last `hours`, as far as it is known. */
+enum cr_status cr_ledger_spent(cr_ledger *l, double hours, double *cost, struct cr_error *err);
 enum cr_status cr_ledger_sum(cr_ledger *l, struct cr_ledger_totals *out, struct cr_error *err);
 
 #endif

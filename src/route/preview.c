@@ -30,8 +30,17 @@ enum cr_status cr_preview(const struct cr_outgoing *o, struct cr_buf *b, struct 
     cr_buf_printf(b, "would leave this device: %zu bytes of text and settings\n", o->n_body);
     cr_buf_puts(b, "  to:      ");
     add_visible(b, o->url, strlen(o->url));
+    if (o->n_masked)
+        cr_buf_printf(b, "\n  masked:  %zu personal values, put back in the answer", o->n_masked);
     cr_buf_puts(b, "\n  model:   ");
     add_visible(b, o->model, strlen(o->model));
+    for (const struct cr_outgoing *n = o->next; n; n = n->next) {
+        cr_buf_puts(b, "\n  if that fails, the same to: ");
+        add_visible(b, n->url, strlen(n->url));
+        cr_buf_puts(b, " (");
+        add_visible(b, n->model, strlen(n->model));
+        cr_buf_puts(b, ")");
+    }
     cr_buf_printf(b, "\n  key:     %s\n", o->has_key ? "Authorization: Bearer ********" : "none");
     if (*o->reason) {
         cr_buf_puts(b, "  because: ");

@@ -4,6 +4,7 @@
 
 #include "base/log.h"
 #include "base/mem.h"
+#include "route/mask.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -11,40 +12,91 @@
 
 /* Sends beyond the budget's share that a router may make before the cap holds: a fresh router has
  * seen too few requests for a share to mean anything. */
-enum { CAP_SLACK = 5 };
+enum { CAP_SLACK = 5, MAX_WINDOW = 1 << 20, MAX_UPSTREAMS = 8 };
+/* How much one question moves the budget that the rule is given; see cr_router_decide. */
+static const double gain = 0.02;
 
 struct cr_router {
     enum cr_rule rule;
-    double budget;
+    double budget, max_wrong;
     uint64_t seed;
     bool offline;
-    cr_upstream *upstream;
+    cr_upstream *upstream[MAX_UPSTREAMS];
+    size_t n_upstreams;
+    cr_masker *masker; /* NULL: texts leave as they are */
+    double max_spend, spend_hours;
     char *ledger_path;
     pthread_mutex_t lock;       /* of all below */
     cr_ledger *ledger;          /* NULL until the first send */
-    uint64_t n_decided, n_sent; /* by rule, wishes not counted */
+    uint64_t n_decided, n_sent; /* by rule, in the window; wishes not counted */
+    size_t window, at;          /* 0: all questions count */
+    uint8_t *sent;              /* [window] ring: was it sent? */
+    double shift;               /* of the budget that the rule is given */
+    double reserved;            /* what the requests on their way can cost at most */
 };
+
+static enum cr_status check_options(const struct cr_router_options *opt, struct cr_error *err)
+{
+    if (!(opt->budget >= 0 && opt->budget <= 1))
+        return cr_error_set(err, CR_INVALID, "budget: want a share from 0 to 1, found %g",
+                            opt->budget);
+    if (!(opt->max_wrong >= 0 && opt->max_wrong < 1))
+        return cr_error_set(err, CR_INVALID, "max-wrong: want a share between 0 and 1, found %g",
+                            opt->max_wrong);
+    if (opt->window < 0 || opt->window > MAX_WINDOW)
+        return cr_error_set(err, CR_INVALID, "budget window: want 0 to %d questions, found %d",
+                            MAX_WINDOW, opt->window);
+    if (opt->n_upstreams > MAX_UPSTREAMS)
+        return cr_error_set(err, CR_INVALID, "upstream: want at most %d, found %zu", MAX_UPSTREAMS,
+                            opt->n_upstreams);
+    if (!(opt->max_spend >= 0) || !(opt->spend_hours >= 0))
+        return cr_error_set(err, CR_INVALID, "max-spend: want money and hours of 0 or more");
+    return CR_OK;
+}
+
+static enum cr_status open_upstreams(cr_router *r, const struct cr_router_options *opt,
+                                     struct cr_error *err)
+{
+    size_t n = !opt->upstream ? 0 : opt->n_upstreams ? opt->n_upstreams : 1;
+    for (size_t i = 0; i < n; i++) {
+        const struct cr_upstream_options *u = &opt->upstream[i];
+        if (opt->max_spend > 0 && u->price_in <= 0 && u->price_out <= 0)
+            return cr_error_set(err, CR_INVALID, "max-spend: the prices of %s are not known",
+                                u->url ? u->url : "the upstream");
+        enum cr_status st = cr_upstream_new(&r->upstream[i], u, err);
+        if (st != CR_OK)
+            return st;
+        r->n_upstreams = i + 1;
+    }
+    return CR_OK;
+}
 
 enum cr_status cr_router_new(cr_router **out, const struct cr_router_options *opt,
                              struct cr_error *err)
 {
     *out = NULL;
-    if (!(opt->budget >= 0 && opt->budget <= 1))
-        return cr_error_set(err, CR_INVALID, "budget: want a share from 0 to 1, found %g",
-                            opt->budget);
+    enum cr_status st = check_options(opt, err);
+    if (st != CR_OK)
+        return st;
     cr_router *r = cr_alloc0(1, sizeof *r);
     if (!r)
         return cr_error_set(err, CR_NO_MEMORY, "router: out of memory");
     r->rule = opt->rule;
     r->budget = opt->budget;
+    r->max_wrong = opt->max_wrong;
+    r->window = (size_t)opt->window;
     r->seed = opt->seed;
     r->offline = opt->offline;
+    r->max_spend = opt->max_spend;
+    r->spend_hours = opt->spend_hours > 0 ? opt->spend_hours : 24;
     pthread_mutex_init(&r->lock, NULL);
-    enum cr_status st = CR_OK;
-    if (opt->ledger_path && !(r->ledger_path = cr_strdup(opt->ledger_path)))
+    if ((opt->ledger_path && !(r->ledger_path = cr_strdup(opt->ledger_path))) ||
+        (r->window && !(r->sent = cr_alloc0(r->window, 1))))
         st = cr_error_set(err, CR_NO_MEMORY, "router: out of memory");
-    if (st == CR_OK && opt->upstream)
-        st = cr_upstream_new(&r->upstream, opt->upstream, err);
+    if (st == CR_OK && opt->mask)
+        st = cr_masker_new(&r->masker, opt->mask_patterns, opt->n_mask_patterns, err);
+    if (st == CR_OK)
+        st = open_upstreams(r, opt, err);
     if (st != CR_OK) {
         cr_router_free(r);
         return st;
@@ -58,20 +110,24 @@ void cr_router_free(cr_router *r)
     if (!r)
         return;
     cr_ledger_close(r->ledger);
-    cr_upstream_free(r->upstream);
+    for (size_t i = 0; i < r->n_upstreams; i++)
+        cr_upstream_free(r->upstream[i]);
+    cr_masker_free(r->masker);
     pthread_mutex_destroy(&r->lock);
+    cr_free(r->sent);
     cr_free(r->ledger_path);
     cr_free(r);
 }
 
 enum cr_status cr_router_ready(const cr_router *r, const cr_palette *p, struct cr_error *err)
 {
-    return cr_rule_ready(r->rule, r->budget, p, false, err);
+    return r->max_wrong > 0 ? cr_rule_ready_wrong(r->rule, r->max_wrong, p, false, err)
+                            : cr_rule_ready(r->rule, r->budget, p, false, err);
 }
 
 const char *cr_router_destination(const cr_router *r)
 {
-    return r->upstream ? cr_upstream_url(r->upstream) : NULL;
+    return r->n_upstreams ? cr_upstream_url(r->upstream[0]) : NULL;
 }
 
 enum cr_rule cr_router_rule(const cr_router *r)
@@ -98,42 +154,63 @@ static void overrule(struct cr_decision *d, const char *words)
     cr_decision_why(d, "%s (the rule said server: %s)", words, said);
 }
 
+/* The rule's word, by the budget that the past leaves it. With the lock held. */
+static void rule_says(const cr_router *r, const cr_palette *p, const struct cr_signals *s,
+                      struct cr_decision *out)
+{
+    if (r->max_wrong > 0) {
+        cr_rule_decide_wrong(r->rule, r->max_wrong, p, s, out);
+        return;
+    }
+    double given = r->budget;
+    if (r->budget > 0 && r->budget < 1 && r->rule != CR_RULE_RANDOM) {
+        given += r->shift;
+        given = given < 0 ? 0 : given > 1 ? 1 : given;
+    }
+    cr_rule_decide(r->rule, given, p, s, out);
+}
+
+/* Whether one more may be sent; writes it down. With the lock held. */
+static bool count(cr_router *r, bool server)
+{
+    if (r->window) {
+        r->n_sent -= r->sent[r->at];
+        r->n_decided += r->n_decided < r->window;
+    } else {
+        r->n_decided++;
+    }
+    double most = r->budget * (double)r->n_decided + CAP_SLACK;
+    bool capped = server && r->budget < 1 && (double)(r->n_sent + 1) > most;
+    bool goes = server && !capped;
+    r->n_sent += goes;
+    r->shift += gain * (r->budget - (double)goes);
+    if (r->window) {
+        r->sent[r->at] = goes;
+        r->at = (r->at + 1) % r->window;
+    }
+    return !capped;
+}
+
 void cr_router_decide(cr_router *r, const cr_palette *p, const struct cr_signals *s,
                       enum cr_route_wish wish, struct cr_decision *out)
 {
-    cr_rule_decide(r->rule, r->budget, p, s, out);
+    char words[96] = "";
+    pthread_mutex_lock(&r->lock);
+    rule_says(r, p, s, out);
+    if (wish == CR_ROUTE_AUTO && !count(r, out->server))
+        snprintf(words, sizeof words, "the budget of %g is used up: %llu of the last %llu sent",
+                 r->budget, (unsigned long long)r->n_sent, (unsigned long long)r->n_decided);
+    pthread_mutex_unlock(&r->lock);
     if (wish != CR_ROUTE_AUTO) {
         out->server = wish == CR_ROUTE_SERVER;
         cr_decision_why(out, "asked for by the request");
-    } else {
-        char words[80] = "";
-        pthread_mutex_lock(&r->lock);
-        r->n_decided++;
-        double most = r->budget * (double)r->n_decided + CAP_SLACK;
-        bool capped = out->server && r->budget < 1 && (double)(r->n_sent + 1) > most;
-        r->n_sent += out->server && !capped;
-        if (capped)
-            snprintf(words, sizeof words, "the budget of %g is used up: %llu of %llu sent",
-                     r->budget, (unsigned long long)r->n_sent, (unsigned long long)r->n_decided);
-        pthread_mutex_unlock(&r->lock);
-        if (capped)
-            overrule(out, words);
+    } else if (*words) {
+        overrule(out, words);
     }
     if (out->server && r->offline)
         overrule(out, "offline");
-    else if (out->server && !r->upstream)
+    else if (out->server && !r->n_upstreams)
         overrule(out, "no upstream is set");
-}
-
-enum cr_status cr_router_prepare(const cr_router *r, const struct cr_ask *ask,
-                                 struct cr_outgoing *out, struct cr_error *err)
-{
-    *out = (struct cr_outgoing){0};
-    if (r->offline)
-        return cr_error_set(err, CR_POLICY, "offline: nothing is sent");
-    if (!r->upstream)
-        return cr_error_set(err, CR_INVALID, "no upstream is set");
-    return cr_upstream_prepare(r->upstream, ask, out, err);
 }
 
 static enum cr_status open_ledger(cr_router *r, struct cr_error *err)
@@ -144,18 +221,163 @@ static enum cr_status open_ledger(cr_router *r, struct cr_error *err)
     return cr_error_prefix(err, st, "nothing was sent, for it could not be recorded");
 }
 
-enum cr_status cr_router_send(cr_router *r, const struct cr_outgoing *out,
-                              struct cr_remote_answer *answer, struct cr_error *err)
+/* Money that is left in the window, what is on its way taken off. */
+static enum cr_status money_left(cr_router *r, double *left, struct cr_error *err)
 {
-    struct cr_error local, late;
-    int64_t id;
-    err = err ? err : &local;
-    *answer = (struct cr_remote_answer){.tokens_in = -1, .tokens_out = -1, .cost = -1};
+    double spent;
+    enum cr_status st = open_ledger(r, err);
+    if (st == CR_OK)
+        st = cr_ledger_spent(r->ledger, r->spend_hours, &spent, err);
+    if (st != CR_OK)
+        return st;
+    pthread_mutex_lock(&r->lock);
+    *left = r->max_spend - spent - r->reserved;
+    pthread_mutex_unlock(&r->lock);
+    if (*left > 0)
+        return CR_OK;
+    return cr_error_set(
+        err, CR_POLICY,
+        "the spending limit of %g in %g hours is reached: %g is spent or on its way", r->max_spend,
+        r->spend_hours, r->max_spend - *left);
+}
+
+/* ---- masked text and the way back ---- */
+
+struct cr_relay {
+    cr_mask *mask;
+    struct cr_unmask unmask;
+    struct cr_buf piece;
+    bool (*on_text)(void *ud, const char *text, size_t len);
+    bool (*cancelled)(void *ud);
+    void *ud;
+};
+
+enum { MAX_RESTORED = 1 << 28 };
+
+static bool relay_text(void *ud, const char *text, size_t len)
+{
+    struct cr_relay *y = ud;
+    y->piece.len = 0;
+    if (!cr_unmask_feed(&y->unmask, text, len, &y->piece))
+        return false;
+    return !y->on_text || !y->piece.len || y->on_text(y->ud, y->piece.data, y->piece.len);
+}
+
+static bool relay_cancelled(void *ud)
+{
+    struct cr_relay *y = ud;
+    return y->cancelled && y->cancelled(y->ud);
+}
+
+static void relay_free(struct cr_relay *y)
+{
+    if (!y)
+        return;
+    cr_mask_free(y->mask);
+    cr_buf_deinit(&y->piece);
+    cr_free(y);
+}
+
+/* Masks the messages of `a` and turns its callbacks to the relay. */
+static enum cr_status mask_ask(const cr_router *r, struct cr_ask *a, struct cr_relay **out,
+                               struct cr_error *err)
+{
+    struct cr_relay *y = cr_alloc0(1, sizeof *y);
+    *out = NULL;
+    if (!y)
+        return cr_error_set(err, CR_NO_MEMORY, "mask: out of memory");
+    enum cr_status st =
+        cr_mask_new(&y->mask, r->masker, a->messages, a->n_messages, &a->messages, err);
+    if (st != CR_OK) {
+        cr_free(y);
+        return st;
+    }
+    cr_buf_init(&y->piece, MAX_RESTORED);
+    y->unmask.mask = y->mask;
+    y->on_text = a->on_text;
+    y->cancelled = a->cancelled;
+    y->ud = a->ud;
+    a->on_text = a->on_text ? relay_text : NULL;
+    a->cancelled = a->cancelled ? relay_cancelled : NULL;
+    a->ud = y;
+    *out = y;
+    return CR_OK;
+}
+
+/* The answer as the user knows his words. */
+static enum cr_status restore(struct cr_relay *y, struct cr_remote_answer *answer,
+                              struct cr_error *err)
+{
+    struct cr_buf b;
+    cr_buf_init(&b, MAX_RESTORED);
+    bool ok = relay_text(y, NULL, 0) &&
+              (!answer->text ||
+               (cr_mask_restore(y->mask, answer->text, answer->n_text, &b) && cr_buf_puts(&b, "")));
+    if (ok && answer->text) {
+        cr_free(answer->text);
+        answer->text = cr_buf_detach(&b, &answer->n_text);
+        ok = answer->text != NULL;
+    }
+    cr_buf_deinit(&b);
+    return ok ? CR_OK : cr_error_set(err, CR_NO_MEMORY, "mask: out of memory, or cancelled");
+}
+
+enum cr_status cr_router_prepare(cr_router *r, const struct cr_ask *ask, struct cr_outgoing *out,
+                                 struct cr_error *err)
+{
+    struct cr_ask a = *ask;
+    struct cr_relay *relay = NULL;
+    struct cr_outgoing *o = out;
+    enum cr_status st = CR_OK;
+    *out = (struct cr_outgoing){0};
     if (r->offline)
         return cr_error_set(err, CR_POLICY, "offline: nothing is sent");
-    if (!r->upstream || !out->body)
-        return cr_error_set(err, CR_INVALID, "no upstream is set, or nothing was prepared");
-    int64_t paused = cr_upstream_paused_ms(r->upstream);
+    if (!r->n_upstreams)
+        return cr_error_set(err, CR_INVALID, "no upstream is set");
+    if (r->max_spend > 0) {
+        double left;
+        st = money_left(r, &left, err);
+        if (st != CR_OK)
+            return st;
+        a.max_cost = a.max_cost > 0 && a.max_cost < left ? a.max_cost : left;
+    }
+    if (r->masker)
+        st = mask_ask(r, &a, &relay, err);
+    if (st == CR_OK)
+        st = cr_upstream_prepare(r->upstream[0], &a, out, err);
+    for (size_t i = 1; i < r->n_upstreams && st == CR_OK; i++) {
+        o->next = cr_alloc0(1, sizeof *o->next);
+        if (!o->next)
+            st = cr_error_set(err, CR_NO_MEMORY, "upstream: out of memory");
+        else if ((st = cr_upstream_prepare(r->upstream[i], &a, o->next, err)) == CR_OK)
+            o = o->next;
+    }
+    if (st != CR_OK) {
+        cr_outgoing_deinit(out);
+        relay_free(relay);
+        return st;
+    }
+    out->relay = relay;
+    out->n_masked = relay ? cr_mask_count(relay->mask) : 0;
+    out->free_relay = relay_free;
+    return CR_OK;
+}
+
+static void reserve(cr_router *r, double money)
+{
+    pthread_mutex_lock(&r->lock);
+    r->reserved += money;
+    pthread_mutex_unlock(&r->lock);
+}
+
+/* One upstream: records, sends, completes the record. */
+static enum cr_status send_to(cr_router *r, cr_upstream *u, const struct cr_outgoing *out,
+                              struct cr_remote_answer *answer, struct cr_error *err)
+{
+    struct cr_error late;
+    int64_t id;
+    *answer = (struct cr_remote_answer){.tokens_in = -1, .tokens_out = -1, .cost = -1};
+    int64_t paused = cr_upstream_paused_ms(u);
     if (paused > 0)
         return cr_error_set(err, CR_NETWORK, "paused for %lld ms more after repeated failures",
                             (long long)paused);
@@ -169,7 +391,9 @@ enum cr_status cr_router_send(cr_router *r, const struct cr_outgoing *out,
         st = cr_ledger_begin(r->ledger, &row, &id, err);
     if (st != CR_OK)
         return st;
-    st = cr_upstream_send(r->upstream, out, answer, err);
+    double worst = r->max_spend > 0 && out->worst_cost > 0 ? out->worst_cost : 0;
+    reserve(r, worst);
+    st = cr_upstream_send(u, out, answer, err);
     char status[sizeof err->msg + 16] = "ok";
     if (st != CR_OK)
         snprintf(status, sizeof status, "failed: %s", err->msg);
@@ -183,6 +407,44 @@ enum cr_status cr_router_send(cr_router *r, const struct cr_outgoing *out,
     row.duration_ms = answer->ms;
     if (cr_ledger_finish(r->ledger, id, &row, &late) != CR_OK)
         cr_log(CR_LOG_WARN, "%s", late.msg); /* the pending row stands; the answer is good */
+    reserve(r, -worst);
+    return st;
+}
+
+enum cr_status cr_router_send(cr_router *r, struct cr_outgoing *out,
+                              struct cr_remote_answer *answer, struct cr_error *err)
+{
+    struct cr_error local;
+    err = err ? err : &local;
+    *answer = (struct cr_remote_answer){.tokens_in = -1, .tokens_out = -1, .cost = -1};
+    if (r->offline)
+        return cr_error_set(err, CR_POLICY, "offline: nothing is sent");
+    if (!r->n_upstreams || !out->body)
+        return cr_error_set(err, CR_INVALID, "no upstream is set, or nothing was prepared");
+    enum cr_status st = CR_INTERNAL;
+    uint64_t bytes_out = 0, bytes_in = 0;
+    int tries = 0;
+    double ms = 0, cost = 0;
+    const struct cr_outgoing *o = out;
+    for (size_t i = 0; i < r->n_upstreams && o; i++, o = o->next) {
+        st = send_to(r, r->upstream[i], o, answer, err);
+        answer->bytes_out = bytes_out += answer->bytes_out;
+        answer->bytes_in = bytes_in += answer->bytes_in;
+        answer->tries = tries += answer->tries;
+        answer->ms = ms += answer->ms;
+        if (answer->cost >= 0)
+            cost += answer->cost;
+        if (cost > 0)
+            answer->cost = cost;
+        out->url = o->url;
+        out->model = o->model;
+        if (st != CR_NETWORK || answer->n_streamed > 0)
+            break;
+    }
+    if (out->relay && (st == CR_OK || answer->n_streamed > 0)) {
+        enum cr_status back = restore(out->relay, answer, err);
+        st = st == CR_OK ? back : st;
+    }
     return st;
 }
 

@@ -35,8 +35,27 @@ static enum cr_status fit_half(struct work *w, size_t h, bool has_scope, struct 
             w->scope[n++] = w->rows[i].signals.demand_scope;
         }
     w->half[h].name = "study";
-    return cr_calibration_fit(&w->half[h].calibration, w->conf, has_scope ? w->scope : NULL, n,
-                              w->rows[0].signals.options, err);
+    struct cr_calibration *c = &w->half[h].calibration;
+    enum cr_status st = cr_calibration_fit(c, w->conf, has_scope ? w->scope : NULL, n,
+                                           w->rows[0].signals.options, err);
+    struct cr_study_row *other = st == CR_OK ? cr_alloc(n, sizeof *other) : NULL;
+    if (st == CR_OK && !other)
+        st = cr_error_set(err, CR_NO_MEMORY, "study: out of memory");
+    for (size_t i = 0, k = 0; i < w->n && st == CR_OK; i++)
+        if (i % 2 != h)
+            other[k++] = w->rows[i];
+    if (st == CR_OK)
+        st = cr_calibration_label(c, other, n, w->server_known, NULL, NULL, err);
+    cr_free(other);
+    return st;
+}
+
+/* Whether both halves can be judged by the rule. */
+static bool can_do(const struct work *w, enum cr_rule r, bool has_scope)
+{
+    if (r == CR_RULE_LEARNED)
+        return w->half[0].calibration.learned.n_rows && w->half[1].calibration.learned.n_rows;
+    return has_scope || r == CR_RULE_RANDOM || r == CR_RULE_CONF;
 }
 
 static void count_rule(struct work *w, struct cr_study *s, int b, enum cr_rule rule)
@@ -96,16 +115,16 @@ static float rule_score(const struct work *w, enum cr_rule rule, size_t i)
     if (rule == CR_RULE_RANDOM)
         return (float)(s->request >> 40);
     const struct cr_calibration *c = &w->half[i % 2].calibration;
-    double a = cr_calibration_rank(c->conf, (double)s->demand_conf);
-    double b = cr_calibration_rank(c->scope, (double)s->demand_scope);
-    return (float)(a > b ? a : b);
+    if (rule == CR_RULE_LEARNED)
+        return (float)cr_learned_score(&c->learned, s);
+    return (float)cr_calibration_either(c, s->demand_conf, s->demand_scope);
 }
 
 static void areas(struct work *w, struct cr_study *s)
 {
     for (int r = 0; r < CR_RULE_COUNT; r++) {
         s->area[r] = NAN;
-        if ((r == CR_RULE_SCOPE || r == CR_RULE_CRAYON) && !s->has_scope)
+        if (!can_do(w, (enum cr_rule)r, s->has_scope))
             continue;
         for (size_t i = 0; i < w->n; i++)
             w->score[i] = rule_score(w, (enum cr_rule)r, i);
@@ -191,7 +210,7 @@ enum cr_status cr_study_make(struct cr_study *s, const struct cr_study_row *rows
         for (int b = 0; b < CR_STUDY_POINTS; b++)
             for (int r = 0; r < CR_RULE_COUNT; r++) {
                 s->sent[b][r] = s->accuracy[b][r] = NAN;
-                if (s->has_scope || r == CR_RULE_RANDOM || r == CR_RULE_CONF)
+                if (can_do(&w, (enum cr_rule)r, s->has_scope))
                     count_rule(&w, s, b, (enum cr_rule)r);
             }
         areas(&w, s);

@@ -9,13 +9,8 @@
 #ifndef CR_STUDY_H
 #define CR_STUDY_H
 
+#include "route/learned.h"
 #include "route/rules.h"
-
-struct cr_study_row {
-    struct cr_signals signals;
-    bool device_right;
-    bool server_right; /* read only where the server is known */
-};
 
 enum { CR_STUDY_POINTS = 8 };
 extern const double cr_study_budgets[CR_STUDY_POINTS]; /* 0 .05 .1 .2 .3 .5 .75 1 */
@@ -25,7 +20,7 @@ struct cr_study {
     bool server_known; /* else the server is taken to be always right: an upper bound */
     bool has_scope;
     double device_accuracy, server_accuracy;
-    /* [budget][rule]; NAN for SCOPE and CRAYON without scope */
+    /* [budget][rule]; NAN for a rule that lacks scope or rows */
     double sent[CR_STUDY_POINTS][CR_RULE_COUNT];     /* realised share */
     double accuracy[CR_STUDY_POINTS][CR_RULE_COUNT]; /* of all answers */
     double line[CR_STUDY_POINTS];                    /* random: device + budget (server - device) */

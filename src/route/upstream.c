@@ -34,7 +34,7 @@ enum {
 };
 
 struct cr_upstream {
-    char *url, *model, *key;
+    char *url, *model, *key, *ca_file;
     bool insecure, plain; /* plain: http */
     struct cr_upstream_options opt;
     pthread_mutex_t lock; /* of the two below */
@@ -230,7 +230,7 @@ enum cr_status cr_upstream_new(cr_upstream **out, const struct cr_upstream_optio
     pthread_mutex_init(&u->lock, NULL);
     u->insecure = opt->insecure;
     u->opt = *opt;
-    u->opt.url = u->opt.model = u->opt.key = NULL;
+    u->opt.url = u->opt.model = u->opt.key = u->opt.ca_file = NULL;
     u->opt.connect_ms = or_default(opt->connect_ms, 5000);
     u->opt.stall_ms = or_default(opt->stall_ms, 30000);
     u->opt.total_ms = or_default(opt->total_ms, 120000);
@@ -242,7 +242,8 @@ enum cr_status cr_upstream_new(cr_upstream **out, const struct cr_upstream_optio
     if (st == CR_OK && opt->key)
         st = check_key(opt->key, err);
     if (st == CR_OK &&
-        (!(u->model = cr_strdup(opt->model)) || (opt->key && !(u->key = cr_strdup(opt->key)))))
+        (!(u->model = cr_strdup(opt->model)) || (opt->key && !(u->key = cr_strdup(opt->key))) ||
+         (opt->ca_file && !(u->ca_file = cr_strdup(opt->ca_file)))))
         st = no_memory(err);
     if (st != CR_OK) {
         cr_upstream_free(u);
@@ -257,6 +258,7 @@ void cr_upstream_free(cr_upstream *u)
     if (!u)
         return;
     cr_key_free(u->key);
+    cr_free(u->ca_file);
     cr_free(u->model);
     cr_free(u->url);
     pthread_mutex_destroy(&u->lock);
@@ -274,6 +276,14 @@ const char *cr_upstream_model(const cr_upstream *u)
 }
 
 /* ---- the body ---- */
+
+/* Money for so many tokens; -1 without prices. */
+static double cost_of(const cr_upstream *u, int64_t tokens_in, int64_t tokens_out)
+{
+    if (u->opt.price_in <= 0 && u->opt.price_out <= 0)
+        return -1;
+    return ((double)tokens_in * u->opt.price_in + (double)tokens_out * u->opt.price_out) / 1e6;
+}
 
 /* Tokens of answer that max_cost can pay for, taking every byte of the body for one token. */
 static enum cr_status pay_for(const cr_upstream *u, const struct cr_ask *ask, int *max_tokens,
@@ -369,6 +379,8 @@ enum cr_status cr_upstream_prepare(const cr_upstream *u, const struct cr_ask *as
     }
     if (st == CR_OK) {
         out->body = cr_buf_detach(&buf, &out->n_body);
+        out->worst_cost =
+            max_tokens > 0 ? cost_of(u, (int64_t)out->n_body, (int64_t)max_tokens) : -1;
         out->request_id = cr_strdup(ask->request_id ? ask->request_id : "");
         out->reason = cr_strdup(ask->reason ? ask->reason : "");
         if (!out->body || !out->request_id || !out->reason)
@@ -384,6 +396,11 @@ enum cr_status cr_upstream_prepare(const cr_upstream *u, const struct cr_ask *as
 
 void cr_outgoing_deinit(struct cr_outgoing *o)
 {
+    if (o->relay)
+        o->free_relay(o->relay);
+    if (o->next)
+        cr_outgoing_deinit(o->next);
+    cr_free(o->next);
     cr_free(o->body);
     cr_free(o->request_id);
     cr_free(o->reason);
@@ -477,14 +494,6 @@ static bool judge_headers(struct transfer *t)
     return true;
 }
 
-/* Money spent so far in a stream; -1 without prices. */
-static double cost_of(const cr_upstream *u, int64_t tokens_in, int64_t tokens_out)
-{
-    if (u->opt.price_in <= 0 && u->opt.price_out <= 0)
-        return -1;
-    return ((double)tokens_in * u->opt.price_in + (double)tokens_out * u->opt.price_out) / 1e6;
-}
-
 static size_t take_bytes(char *data, size_t size, size_t n, void *ud)
 {
     struct transfer *t = ud;
@@ -563,6 +572,10 @@ static bool set_options(struct transfer *t, struct curl_slist *headers, int64_t 
     SET(CURLOPT_HTTPAUTH, (long)CURLAUTH_NONE);
     SET(CURLOPT_SSL_VERIFYPEER, 1L);
     SET(CURLOPT_SSL_VERIFYHOST, 2L);
+    if (t->u->ca_file) {
+        SET(CURLOPT_CAINFO, t->u->ca_file);
+        SET(CURLOPT_CAPATH, NULL);
+    }
     SET(CURLOPT_NOSIGNAL, 1L);
     SET(CURLOPT_CONNECTTIMEOUT_MS, (long)t->u->opt.connect_ms);
     SET(CURLOPT_TIMEOUT_MS, (long)left_ms);
@@ -790,6 +803,8 @@ enum cr_status cr_upstream_send(cr_upstream *u, const struct cr_outgoing *o,
     answer->ms = (double)(now_ms() - start);
     if (st == CR_OK && answer->tokens_in >= 0 && answer->tokens_out >= 0)
         answer->cost = cost_of(u, answer->tokens_in, answer->tokens_out);
+    else if (answer->http_status == 200) /* it may be billed: every byte taken for a token */
+        answer->cost = cost_of(u, (int64_t)o->n_body, (int64_t)answer->bytes_in);
     if (st != CR_OK)
         mask_key(u, err->msg);
     if (st == CR_NETWORK && answer->tries > 1)

@@ -19,16 +19,17 @@
 typedef struct cr_upstream cr_upstream;
 
 struct cr_upstream_options { /* 0: the default in brackets */
-    const char *url;   /* "https://host[:port][/path]"; ".../v1/chat/completions" is completed */
-    const char *model; /* sent as "model" */
-    const char *key;   /* bearer token; NULL: none */
-    bool insecure;     /* allow http to hosts that are not this machine */
-    int connect_ms;    /* [5000] */
-    int stall_ms;      /* [30000] without a byte once the reply has begun */
-    int total_ms;      /* [120000] for all tries together */
-    int max_tries;     /* [3] on refused connections, 429 and 5xx */
-    int backoff_ms;    /* [500] before the second try, doubled after each */
-    int pause_ms;      /* [10000] after 3 failed calls in a row, doubled up to 5 minutes */
+    const char *url;     /* "https://host[:port][/path]"; ".../v1/chat/completions" is completed */
+    const char *model;   /* sent as "model" */
+    const char *key;     /* bearer token; NULL: none */
+    const char *ca_file; /* PEM: trust these certificates alone; NULL: those of the system */
+    bool insecure;       /* allow http to hosts that are not this machine */
+    int connect_ms;      /* [5000] */
+    int stall_ms;        /* [30000] without a byte once the reply has begun */
+    int total_ms;        /* [120000] for all tries together */
+    int max_tries;       /* [3] on refused connections, 429 and 5xx */
+    int backoff_ms;      /* [500] before the second try, doubled after each */
+    int pause_ms;        /* [10000] after 3 failed calls in a row, doubled up to 5 minutes */
     size_t max_reply_bytes;     /* [4 MiB] headers included */
     double price_in, price_out; /* money per million tokens; 0: unknown */
 };
@@ -66,6 +67,11 @@ struct cr_outgoing {
     const char *url, *model; /* borrowed from the upstream */
     bool has_key, stream;
     double max_cost;
+    double worst_cost;      /* what it can cost at most; -1: prices or max_tokens are not known */
+    struct cr_relay *relay; /* of the router: the way back from masked text; owned by the first */
+    void (*free_relay)(struct cr_relay *relay);
+    size_t n_masked;          /* values that placeholders stand for */
+    struct cr_outgoing *next; /* for the upstream after this one; owned */
     char *request_id, *reason;
     bool (*on_text)(void *ud, const char *text, size_t len);
     bool (*cancelled)(void *ud);
@@ -80,7 +86,7 @@ struct cr_remote_answer {
     uint64_t bytes_out, bytes_in;  /* HTTP bytes of all tries, headers included; before TLS */
     int http_status, tries;
     size_t n_streamed; /* bytes given to on_text, also on failure */
-    double cost;       /* -1: unknown */
+    double cost;       /* -1: unknown; an upper bound where the server does not count tokens */
     double ms;
 };
 

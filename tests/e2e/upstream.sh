@@ -35,7 +35,7 @@ explain "Play song number 77 by band 8."
 explain "What is the chemical symbol of iron?"
 
 start
-run() { "$CRAYON" run -m "$model" --palette mine.palette -n 8 --rule scope --budget 0.1 --yes --upstream "$url" --upstream-model big --json "$@" > out 2> err; echo "exit $?"; sed -n 's/^ *"\(route\|why\)": \(.*\)/\1 \2/p' out | sed -E 's/-?[0-9]+\.[0-9]+/N/g; s/127.0.0.1:[0-9]+/HOST/g'; }
+run() { "$CRAYON" run -m "$model" --palette mine.palette -n 8 --rule scope --budget 0.1 --yes --upstream "$url" --upstream-model "${UP:-big}" --json "$@" > out 2> err; echo "exit $?"; sed -n 's/^ *"\(route\|why\)": \(.*\)/\1 \2/p' out | sed -E 's/-?[0-9]+\.[0-9]+/N/g; s/127.0.0.1:[0-9]+/HOST/g'; }
 run -p "Play song number 77 by band 8."
 run -p "What is the chemical symbol of iron?"
 grep -c "would leave this device" err
@@ -44,7 +44,7 @@ left=$(sed -n 's/.*"left_device_bytes": \([0-9]*\).*/\1/p' out)
 grep -cE "\"bytes_out\": $left," ledger.json
 grep -E '"(ok|failed|pending|rows|model|status)"' ledger.json | tr -d ' '
 run -p "What is the chemical symbol of iron?" --offline
-run -p "What is the chemical symbol of iron?" --upstream-model nobody
+UP=nobody run -p "What is the chemical symbol of iron?"
 "$CRAYON" route calibrate -q -m "$model" --palette mine.palette --examples more.jsonl --limit 6 -n 8 --upstream "$url" --upstream-model big > out 2> err
 echo "calibrate without a yes: exit $?: $(sed -E 's/[0-9]+ bytes/N bytes/' err)"
 "$CRAYON" route calibrate -q -m "$model" --palette mine.palette --examples more.jsonl --limit 6 -n 8 --upstream "$url" --upstream-model big --yes --json > out 2> err || fail "calibrate with a server"

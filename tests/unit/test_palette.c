@@ -91,6 +91,17 @@ static void test_written_is_read_back(void **state)
             c->conf[i] = (float)i / 7;
             c->scope[i] = (float)i - 9;
             c->either[i] = (float)i / 32;
+            c->wrong_conf[i] = c->wrong_scope[i] = c->wrong_either[i] = i;
+            c->learned.knots[i] = (float)i / 3 - 5;
+            c->learned.wrong[i] = 2 * i;
+        }
+        c->labelled = calibrated != 0;
+        c->learned.n_rows = calibrated == 2 ? 100 : 0;
+        c->learned.n_fitted = 90;
+        for (int i = 0; i < CR_LEARNED_FEATURES; i++) {
+            c->learned.mean[i] = (float)i;
+            c->learned.std[i] = (float)i + 0.5F;
+            c->learned.weight[i] = -(float)i / 3;
         }
         must(cr_palette_write(&p, path, &err));
         size_t len;
@@ -122,10 +133,18 @@ static void test_written_is_read_back(void **state)
         if (calibrated) {
             assert_int_equal(q->calibration.has_scope, c->has_scope);
             assert_int_equal(q->calibration.options, c->options);
+            assert_true(q->calibration.labelled);
+            assert_memory_equal(q->calibration.wrong_conf, c->wrong_conf, sizeof c->wrong_conf);
+            assert_int_equal(q->calibration.learned.n_rows, c->learned.n_rows);
             assert_memory_equal(q->calibration.conf, c->conf, sizeof c->conf);
         }
         if (c->has_scope)
             assert_memory_equal(q->calibration.either, c->either, sizeof c->either);
+        if (c->has_scope)
+            assert_memory_equal(q->calibration.wrong_either, c->wrong_either,
+                                sizeof c->wrong_either);
+        if (c->learned.n_rows)
+            assert_memory_equal(&q->calibration.learned, &c->learned, sizeof c->learned);
         cr_palette_close(q);
     }
     unlink(path);

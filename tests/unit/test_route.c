@@ -4,6 +4,8 @@
 #include "fake_upstream.h"
 
 #include "base/bytes.h"
+#include "base/rng.h"
+#include "route/calibrate.h"
 #include "route/route.h"
 
 #include <math.h>
@@ -228,6 +230,210 @@ static void test_budget_is_a_cap(void **state)
     cr_router_free(r);
 }
 
+/* The follow-up: whatever the scores do, the share comes to the budget; here every second question
+ * is as demanding as none of the calibration was, and the window forgets the past. */
+static void test_share_follows_the_budget(void **state)
+{
+    (void)state;
+    enum { N = 2000 };
+    static float conf[500];
+    struct cr_palette p = {.name = "t"};
+    struct cr_rng rng;
+    cr_rng_init(&rng, 4);
+    for (int i = 0; i < 500; i++)
+        conf[i] = (float)cr_rng_double(&rng);
+    assert_int_equal(cr_calibration_fit(&p.calibration, conf, NULL, 500, false, NULL), CR_OK);
+    options.rule = CR_RULE_CONF;
+    options.budget = 0.3;
+    for (int window = 0; window <= 500; window += 500)
+        for (int drift = 0; drift < 3; drift++) { /* as calibrated, all easy, all hard */
+            cr_router *r;
+            int sent = 0, last = 0;
+            options.window = window;
+            assert_int_equal(cr_router_new(&r, &options, &err), CR_OK);
+            for (int i = 0; i < N; i++) {
+                struct cr_decision d;
+                struct cr_signals s = signals_nr(0);
+                double u = cr_rng_double(&rng);
+                s.demand_conf = (float)(drift == 0 ? u : drift == 1 ? 0.6 * u : 0.5 + 0.5 * u);
+                s.confidence = 1 - s.demand_conf;
+                cr_router_decide(r, &p, &s, CR_ROUTE_AUTO, &d);
+                sent += d.server;
+                last += d.server && i >= N - 500;
+            }
+            cr_router_free(r);
+            print_message("window %d, drift %d: sent %.4f, of the last 500 %.4f\n", window, drift,
+                          (double)sent / N, last / 500.0);
+            assert_true(fabs((double)sent / N - 0.3) < 0.02);
+            assert_true(fabs(last / 500.0 - 0.3) < 0.03);
+        }
+}
+
+/* The window forgets: after a quiet time the budget is there again, but never more than its share
+ * of any window. */
+static void test_window_slides(void **state)
+{
+    (void)state;
+    cr_router *r;
+    struct cr_decision d;
+    int in_window = 0;
+    bool was[300] = {false};
+    options.budget = 0.1;
+    options.window = 100;
+    assert_int_equal(cr_router_new(&r, &options, &err), CR_OK);
+    for (int i = 0; i < 300; i++) {
+        bool busy = i < 50 || i >= 200;
+        struct cr_signals s = signals_nr(busy ? 0 : UINT64_MAX);
+        cr_router_decide(r, NULL, &s, CR_ROUTE_AUTO, &d);
+        was[i] = d.server;
+        in_window += d.server - (i >= 100 && was[i - 100]);
+        assert_true(in_window <= 15); /* 10 % of 100, and the 5 of a fresh start */
+    }
+    assert_true(was[200]);
+    cr_router_free(r);
+}
+
+static void test_spending_limit(void **state)
+{
+    (void)state;
+    cr_router *r;
+    struct cr_outgoing out;
+    struct cr_remote_answer a;
+    options.max_spend = 0.01;
+    assert_int_equal(cr_router_new(&r, &options, &err), CR_INVALID); /* no prices */
+    upstream.price_in = 1; /* 7 prompt tokens and 1 of answer cost 0.001007 */
+    upstream.price_out = 1000;
+    assert_int_equal(cr_router_new(&r, &options, &err), CR_OK);
+    int sent = 0;
+    enum cr_status st = CR_OK;
+    for (; sent < 100 && st == CR_OK; sent++) {
+        st = cr_router_prepare(r, &ask, &out, &err);
+        if (st != CR_OK)
+            break;
+        assert_true(out.worst_cost > 0 && out.worst_cost <= 0.01); /* max_tokens was lowered */
+        st = cr_router_send(r, &out, &a, &err);
+        assert_true(fabs(a.cost - 0.001007) < 1e-9);
+        cr_remote_answer_deinit(&a);
+        cr_outgoing_deinit(&out);
+    }
+    assert_int_equal(st, CR_POLICY);
+    assert_true(sent >= 8 && sent <= 10);
+    print_message("%d answers, then: %s\n", sent, err.msg);
+    assert_true(totals().cost <= 0.01);
+    cr_router_free(r);
+    /* another process sees the same ledger */
+    assert_int_equal(cr_router_new(&r, &options, &err), CR_OK);
+    assert_int_equal(cr_router_ask(r, &ask, &a, &err), CR_POLICY);
+    cr_router_free(r);
+}
+
+static void fail_all(struct fake *f, int fd, int nth)
+{
+    (void)f;
+    (void)nth;
+    fake_reply(fd, "400 Bad", "", "{\"error\":{\"message\":\"not today\"}}");
+}
+
+/* Several upstreams in order: the second answers when the first fails, with a row for each; the key
+ * of one is never seen by the other. */
+static void test_next_upstream_is_asked(void **state)
+{
+    (void)state;
+    static struct fake first;
+    struct cr_upstream_options both[2];
+    struct cr_remote_answer a;
+    struct cr_outgoing out;
+    char first_url[64];
+    cr_router *r;
+    assert_true(fake_start(&first, fail_all));
+    snprintf(first_url, sizeof first_url, "http://127.0.0.1:%d", first.port);
+    both[0] = (struct cr_upstream_options){.url = first_url, .model = "one", .key = "KEY-ONE"};
+    both[1] = (struct cr_upstream_options){.url = url, .model = "two", .key = "KEY-TWO"};
+    options.upstream = both;
+    options.n_upstreams = 2;
+    assert_int_equal(cr_router_new(&r, &options, &err), CR_OK);
+    assert_int_equal(cr_router_prepare(r, &ask, &out, &err), CR_OK);
+    struct cr_buf b;
+    cr_buf_init(&b, 1 << 16);
+    assert_int_equal(cr_preview(&out, &b, &err), CR_OK);
+    assert_non_null(strstr(b.data, "if that fails, the same to: http://127.0.0.1:"));
+    cr_buf_deinit(&b);
+    assert_int_equal(cr_router_send(r, &out, &a, &err), CR_OK);
+    assert_string_equal(a.text, "Paris");
+    assert_string_equal(out.model, "two");
+    assert_non_null(strstr(first.request, "KEY-ONE"));
+    assert_null(strstr(first.request, "KEY-TWO"));
+    assert_non_null(strstr(fake.request, "KEY-TWO"));
+    assert_null(strstr(fake.request, "KEY-ONE"));
+    assert_non_null(strstr(fake.request, "\"two\""));
+    assert_int_equal(a.bytes_out, atomic_load(&fake.n_bytes) + atomic_load(&first.n_bytes));
+    cr_outgoing_deinit(&out);
+    cr_remote_answer_deinit(&a);
+    cr_router_free(r);
+    fake_stop(&first);
+    struct cr_ledger_totals t = totals();
+    assert_int_equal(t.rows, 2);
+    assert_int_equal(t.ok, 1);
+    assert_int_equal(t.failed, 1);
+    options.n_upstreams = 9;
+    assert_int_equal(cr_router_new(&r, &options, &err), CR_INVALID);
+}
+
+static void echo_placeholder(struct fake *f, int fd, int nth)
+{
+    (void)nth;
+    char body[512], token[64] = "";
+    const char *at = strstr(f->request, "[EMAIL_1_");
+    if (at)
+        snprintf(token, sizeof token, "%.*s", (int)strcspn(at, "]") + 1, at);
+    snprintf(body, sizeof body,
+             "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"to %.5s\"}}]}\n\n"
+             "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"%s [\"},"
+             "\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n",
+             token, token + 5);
+    fake_puts(fd,
+              "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n");
+    fake_puts(fd, body);
+}
+
+static bool collect(void *ud, const char *text, size_t len)
+{
+    return cr_buf_add(ud, text, len);
+}
+
+/* What left was masked, what came back is not; whole and streamed. */
+static void test_44_masked_on_the_way_out(void **state)
+{
+    (void)state;
+    static struct fake echo;
+    cr_router *r;
+    struct cr_remote_answer a;
+    struct cr_buf seen;
+    struct cr_message m = {"user", "mail john@example.org"};
+    char echo_url[64];
+    assert_true(fake_start(&echo, echo_placeholder));
+    snprintf(echo_url, sizeof echo_url, "http://127.0.0.1:%d", echo.port);
+    upstream.url = echo_url;
+    options.mask = true;
+    assert_int_equal(cr_router_new(&r, &options, &err), CR_OK);
+    cr_buf_init(&seen, 4096);
+    struct cr_ask own = {.messages = &m,
+                         .n_messages = 1,
+                         .temperature = -1,
+                         .stream = true,
+                         .on_text = collect,
+                         .ud = &seen};
+    assert_int_equal(cr_router_ask(r, &own, &a, &err), CR_OK);
+    assert_string_equal(a.text, "to john@example.org [");
+    assert_int_equal(seen.len, a.n_text);
+    assert_memory_equal(seen.data, a.text, seen.len);
+    assert_null(strstr(echo.request, "john"));
+    cr_remote_answer_deinit(&a);
+    cr_buf_deinit(&seen);
+    cr_router_free(r);
+    fake_stop(&echo);
+}
+
 static void *ask_often(void *ud)
 {
     for (int i = 0; i < 5; i++) {
@@ -273,6 +479,11 @@ int main(void)
         T(test_nothing_leaves_unrecorded),
         T(test_wishes_and_offline),
         T(test_budget_is_a_cap),
+        T(test_share_follows_the_budget),
+        T(test_window_slides),
+        T(test_spending_limit),
+        T(test_next_upstream_is_asked),
+        T(test_44_masked_on_the_way_out),
         T(test_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
