@@ -2,14 +2,15 @@
 # The short way to everything: `make help`. CMake does the work, in build/.
 SHELL := /bin/bash
 .DEFAULT_GOAL := all
-.PHONY: all deps models demo test bench evidence check fuzz asan tsan install format help
+.PHONY: all deps models demo test bench evidence check fuzz asan tsan deb install format help
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := gcc cmake ninja-build pkg-config libpcre2-dev libutf8proc-dev libjansson-dev liblzma-dev \
   libcurl4-openssl-dev libsqlite3-dev libseccomp-dev libmicrohttpd-dev \
   libcmocka-dev xz-utils unzip groff-base curl ca-certificates openssl
-CHECK_PACKAGES := clang-format clang libclang-rt-14-dev g++ binutils python3-minimal
+CHECK_PACKAGES := clang-format clang libclang-rt-14-dev g++ binutils python3 haproxy chromium
 DATA_HOME := $(or $(XDG_DATA_HOME),$(HOME)/.local/share)
+DEB_PACKAGES := debhelper dpkg-dev fakeroot lintian
 MODEL_DIR := $(DATA_HOME)/crayon/models
 
 all: deps ## build the library and the program: build/crayon
@@ -51,6 +52,10 @@ fuzz: deps ## run every fuzz target for FUZZ_SECONDS (default 60) each
 	@tools/deps.sh $(CHECK_PACKAGES)
 	@cmake --preset fuzz > /dev/null && cmake --build build/fuzz && \
 	  tests/fuzz/run.sh build/fuzz $(or $(FUZZ_SECONDS),60)
+
+deb: all ## make a Debian package in build/ and have lintian judge it
+	@tools/deps.sh $(DEB_PACKAGES)
+	@tools/deb.sh
 
 install: all ## install program, library, header, pkg-config file, man page (PREFIX=/usr/local)
 	@cmake --install build --prefix $(or $(PREFIX),/usr/local)

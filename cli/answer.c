@@ -201,7 +201,6 @@ static bool take_text(struct cr_answer *ans, const struct cr_remote_answer *got)
 static void ask_server(cr_cli_router *r, const struct cr_args *a, const struct cr_message *messages,
                        size_t n_messages, struct cr_answer *ans, struct cr_decision *d)
 {
-    char id[24];
     struct cr_error err;
     struct cr_outgoing out;
     struct cr_remote_answer got = {0};
@@ -212,10 +211,9 @@ static void ask_server(cr_cli_router *r, const struct cr_args *a, const struct c
                                             ? (float)cr_arg_real(a, CR_OPT_TEMP)
                                             : -1, /* the server's own */
                          .max_cost = cr_arg_real(a, CR_OPT_MAX_COST),
-                         .request_id = id,
+                         .request_id = ans->request_id,
                          .reason = d->why,
                          .cancelled = interrupted};
-    request_id(id);
     enum cr_status st = cr_router_prepare(r->router, &ask, &out, &err);
     if (!st) {
         enum cr_consent c = cr_consent_ask(&out, r->yes);
@@ -261,8 +259,11 @@ enum cr_status cr_cli_answer(cr_cli_router *r, const struct cr_args *a, const st
         cr_router_decide(r->router, s->palette, &sig, CR_ROUTE_AUTO, &d);
     else
         cr_decision_why(&d, "no upstream");
+    request_id(ans->request_id);
     if (d.server)
         ask_server(r, a, messages, n_messages, ans, &d);
+    if (r)
+        cr_router_note(r->router, ans->request_id, s->palette ? s->palette->name : NULL, &sig, &d);
     if (r && !d.server)
         cr_note("answered on the device: %s", d.why);
     ans->route = d.server ? "server" : "device";

@@ -16,6 +16,7 @@ struct cr_answer {
     size_t n, cap;
     enum cr_finish finish;
     struct cr_generated stats;
+    char request_id[24]; /* of the ledger */
     const char *route;   /* "device" or "server" */
     char why[480];       /* one sentence */
     double confidence;   /* in [0, 1]; NAN: unknown */

@@ -5,6 +5,7 @@
  */
 #include "base/mem.h"
 #include "common.h"
+#include "config.h"
 #include "facts.h"
 #include "kernels/kernels.h"
 #include "messages.h"
@@ -25,6 +26,7 @@
 #include <jansson.h>
 #endif
 #ifdef CRAYON_ROUTE
+#include "route/ledger.h"
 #include "route/offline.h"
 
 #include <curl/curl.h>
@@ -186,6 +188,39 @@ static const char *offline_works(void)
 }
 #endif
 
+/* What the files say, or what is wrong with them. */
+static bool config(struct cr_facts *f)
+{
+    struct cr_error err;
+    struct cr_config c;
+    char text[64];
+    bool ok = cr_config_read(&c, &err) == CR_OK;
+    snprintf(text, sizeof text, "%zu", c.n);
+    cr_fact_str(f, "settings_in_files", ok ? text : err.msg);
+    cr_config_deinit(&c);
+    return ok;
+}
+
+#ifdef CRAYON_ROUTE
+/* Opened for reading only: looking must not make one. */
+static bool ledger(struct cr_facts *f)
+{
+    struct cr_error err;
+    struct cr_ledger_totals t;
+    cr_ledger *l;
+    char text[96];
+    enum cr_status st = cr_ledger_open_read(&l, NULL, &err);
+    if (st == CR_OK)
+        st = cr_ledger_sum(l, &t, &err);
+    if (st == CR_OK)
+        snprintf(text, sizeof text, "%lld rows, %lld bytes left", (long long)t.rows,
+                 (long long)t.bytes_out);
+    cr_fact_str(f, "ledger", st == CR_OK ? text : st == CR_NOT_FOUND ? "none yet" : err.msg);
+    cr_ledger_close(l);
+    return st == CR_OK || st == CR_NOT_FOUND;
+}
+#endif
+
 int cr_cli_doctor(const struct cr_args *a)
 {
     struct cr_facts f;
@@ -195,6 +230,7 @@ int cr_cli_doctor(const struct cr_args *a)
     libraries(&f);
 #ifdef CRAYON_ROUTE
     cr_fact_str(&f, "offline_mode", offline_works());
+    cr_fact_int(&f, "landlock_version", cr_offline_landlock_version());
 #else
     cr_fact_str(&f, "offline_mode", "not built in");
 #endif
@@ -202,8 +238,15 @@ int cr_cli_doctor(const struct cr_args *a)
     writable(&f, "data_folder", "XDG_DATA_HOME", ".local/share");
     writable(&f, "state_folder", "XDG_STATE_HOME", ".local/state");
     writable(&f, "config_folder", "XDG_CONFIG_HOME", ".config");
+    bool files = config(&f);
+#ifdef CRAYON_ROUTE
+    files = ledger(&f) && files;
+#endif
     model_folder(&f);
-    cr_fact_str(&f, "verdict", ok ? "ready" : "no usable default model");
+    cr_fact_str(&f, "verdict",
+                !ok     ? "no usable default model"
+                : files ? "ready"
+                        : "a configuration file or the ledger is broken");
     int code = cr_facts_print(&f);
-    return code ? code : ok ? 0 : 1;
+    return code ? code : ok && files ? 0 : 1;
 }

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* `crayon ledger`: what left the device, newest first, and the totals. */
+/* `crayon ledger`: what left the device, newest first, and the totals; as a file for other
+ * programs; and what is old, deleted. */
 #ifdef CRAYON_ROUTE
 
 #include "route/ledger.h"
 #include "base/mem.h"
 #include "jsonout.h"
 #include "messages.h"
+#include "route/ledger_text.h"
 #include "verbs.h"
 
 #include <stdio.h>
@@ -164,17 +166,67 @@ static int print_table(cr_ledger *l, const char *path, int limit, struct cr_erro
     return 0;
 }
 
+/* ---- export ---- */
+
+struct export
+{
+    struct cr_buf line;
+    bool csv;
+};
+
+static bool export_row(void *ud, const struct cr_ledger_row *row)
+{
+    struct export *e = ud;
+    e->line.len = 0;
+    bool ok = e->csv ? cr_ledger_csv(&e->line, row)
+                     : cr_ledger_json(&e->line, row) && cr_buf_puts(&e->line, "\n");
+    cr_out_text(e->line.data, e->line.len);
+    return ok && !cr_out_failed();
+}
+
+static int export_all(cr_ledger *l, bool csv, int limit, struct cr_error *err)
+{
+    struct export e = {.csv = csv};
+    cr_buf_init(&e.line, 1 << 20);
+    if (csv && cr_ledger_csv_head(&e.line))
+        cr_out_text(e.line.data, e.line.len);
+    enum cr_status st = l ? cr_ledger_each(l, limit, export_row, &e, err) : CR_OK;
+    if (st == CR_OK && e.line.failed)
+        st = cr_error_set(err, CR_NO_MEMORY, "out of memory for a row");
+    cr_buf_deinit(&e.line);
+    return st == CR_OK ? 0 : cr_fail(err);
+}
+
+static int prune(const char *path, double days, struct cr_error *err)
+{
+    cr_ledger *l;
+    int64_t n;
+    enum cr_status st = cr_ledger_open(&l, path, err);
+    if (st == CR_OK)
+        st = cr_ledger_prune(l, days, &n, err);
+    if (st == CR_OK)
+        cr_outf("%lld rows older than %g days deleted\n", (long long)n, days);
+    cr_ledger_close(l);
+    return st == CR_OK ? 0 : cr_fail(err);
+}
+
 int cr_cli_ledger(const struct cr_args *a)
 {
     struct cr_error err;
     cr_ledger *l = NULL;
     char *path;
-    int limit = cr_arg_int(a, CR_OPT_LIMIT), code;
+    const char *export = cr_arg_text(a, CR_OPT_EXPORT);
+    /* An export is of all rows unless a limit is given. */
+    int limit = export && !cr_arg_given(a, CR_OPT_LIMIT) ? 0 : cr_arg_int(a, CR_OPT_LIMIT), code;
     enum cr_status st = cr_ledger_default_path(&path, &err);
     if (st == CR_OK)
         st = cr_ledger_open_read(&l, path, &err);
     if (st != CR_OK && !(st == CR_NOT_FOUND && path)) /* no ledger yet: nothing has left */
         code = cr_fail(&err);
+    else if (cr_arg_given(a, CR_OPT_PRUNE) && l)
+        code = prune(path, cr_arg_real(a, CR_OPT_PRUNE), &err);
+    else if (export)
+        code = export_all(l, strcmp(export, "csv") == 0, limit, &err);
     else if (cr_arg_flag(a, CR_OPT_JSON))
         code = print_json(l, path, limit, &err);
     else

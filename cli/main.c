@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The program: parse the command line by the table, call the verb, report what went wrong. */
+#include "config.h"
 #include "messages.h"
 #include "options.h"
 #ifdef CRAYON_ROUTE
@@ -11,6 +12,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 static const char *from_environment(const char *name)
@@ -91,12 +93,20 @@ int main(int argc, char **argv)
     struct cr_args args;
     struct cr_error err;
     int code;
-    if (cr_args_parse(&args, argc, (const char *const *)argv, from_environment, &err))
+    struct cr_config config = {0};
+    enum cr_status st = cr_config_read(&config, &err);
+    if (st)
+        memset(&args, 0, sizeof args);
+    else
+        st = cr_args_parse_with(&args, argc, (const char *const *)argv, from_environment, &config,
+                                &err);
+    if (st)
         code = err.status == CR_INVALID
                    ? cr_misuse(args.verb ? args.verb->name : args.word, "%s", err.msg)
                    : cr_fail(&err);
     else
         code = run(&args);
     cr_args_deinit(&args);
+    cr_config_deinit(&config);
     return cr_out_finish(code);
 }

@@ -5,6 +5,8 @@
  */
 #include "options.h"
 
+#include "config.h"
+
 #include "base/mem.h"
 
 #include <assert.h>
@@ -168,6 +170,8 @@ struct parser {
     struct cr_args *a;
     int argc, at; /* at: the next argument */
     const char *const *argv;
+    const char *(*env)(const char *name);
+    const struct cr_config *config;
     struct cr_error *err;
 };
 
@@ -455,8 +459,47 @@ static enum cr_status find_verb(struct parser *p, int skip[2])
     return a->verb ? CR_OK : unknown_verb(p->argv[second], word, p->err);
 }
 
-/* Defaults, then the environment, for every option of the verb. */
-static enum cr_status set_defaults(struct parser *p, const char *(*env)(const char *))
+/* A flag may be set or not by a word. */
+static enum cr_status set_word(struct parser *p, const struct cr_option *o, const char *text,
+                               const char *where, enum cr_origin origin)
+{
+    if (o->type == CR_ARG_FLAG) {
+        if (!strcmp(text, "0") || !strcmp(text, "no") || !strcmp(text, "false")) {
+            p->a->v[o->id].on = false;
+            return CR_OK;
+        }
+        if (strcmp(text, "1") && strcmp(text, "yes") && strcmp(text, "true"))
+            return cr_error_set(p->err, CR_INVALID, "invalid value \"%s\" of %s; should be 1 or 0",
+                                text, where);
+    }
+    return set_value(p->a, o, text, where, origin, p->err);
+}
+
+/* What the files say about an option, the system's first, a verb's section after the general. */
+static enum cr_status set_from_files(struct parser *p, const struct cr_option *o)
+{
+    const struct cr_config *c = p->config;
+    enum cr_status st = CR_OK;
+    for (int pass = 0; c && pass < 4 && !st; pass++)
+        for (size_t i = 0; i < c->n && !st; i++) {
+            const struct cr_config_entry *e = &c->v[i];
+            bool section = *e->verb != '\0';
+            enum cr_origin origin = e->system ? CR_FROM_SYSTEM : CR_FROM_USER;
+            if ((pass < 2) != e->system || (pass % 2 != 0) != section || strcmp(e->name, o->name) ||
+                (section && strcmp(e->verb, p->a->verb->name)))
+                continue;
+            struct cr_value *v = &p->a->v[o->id];
+            if (pass % 2 && v->origin == origin && v->where && v->pass != pass)
+                v->n = 0; /* a section's list takes the place of the general one */
+            v->pass = pass;
+            st = set_word(p, o, e->value, e->where, origin);
+            v->where = e->where;
+        }
+    return st;
+}
+
+/* Defaults, then files, then the environment, for every option of the verb. */
+static enum cr_status set_defaults(struct parser *p)
 {
     struct cr_args *a = p->a;
     for (size_t i = 0; i < cr_options_count; i++) {
@@ -466,25 +509,31 @@ static enum cr_status set_defaults(struct parser *p, const char *(*env)(const ch
         a->v[o->id].opt = o;
         enum cr_status st =
             o->preset ? set_value(a, o, o->preset, o->name, CR_FROM_DEFAULT, p->err) : CR_OK;
+        if (!st)
+            st = set_from_files(p, o);
         if (st)
             return st;
         char name[64];
         cr_option_env_name(o, name, sizeof name);
-        const char *text = env && (o->flags & CR_OF_ENV) ? env(name) : NULL;
+        const char *text = p->env && (o->flags & CR_OF_ENV) ? p->env(name) : NULL;
         if (!text || !*text)
             continue;
-        if (o->type == CR_ARG_FLAG) {
-            if (!strcmp(text, "0") || !strcmp(text, "no") || !strcmp(text, "false"))
-                continue;
-            if (strcmp(text, "1") && strcmp(text, "yes") && strcmp(text, "true"))
-                return cr_error_set(p->err, CR_INVALID,
-                                    "invalid value \"%s\" of %s; should be 1 or 0", text, name);
-        }
-        st = set_value(a, o, text, name, CR_FROM_ENV, p->err);
+        a->v[o->id].where = NULL;
+        st = set_word(p, o, text, name, CR_FROM_ENV);
         if (st)
             return st;
     }
     return CR_OK;
+}
+
+enum cr_status cr_args_defaults(struct cr_args *a, const struct cr_verb *verb,
+                                const char *(*env)(const char *name),
+                                const struct cr_config *config, struct cr_error *err)
+{
+    memset(a, 0, sizeof *a);
+    a->verb = verb;
+    struct parser p = {.a = a, .env = env, .config = config, .err = err};
+    return set_defaults(&p);
 }
 
 static enum cr_status check_operands(struct parser *p)
@@ -536,10 +585,18 @@ static bool asks_for_help(int argc, const char *const *argv)
 enum cr_status cr_args_parse(struct cr_args *a, int argc, const char *const *argv,
                              const char *(*env)(const char *name), struct cr_error *err)
 {
+    return cr_args_parse_with(a, argc, argv, env, NULL, err);
+}
+
+enum cr_status cr_args_parse_with(struct cr_args *a, int argc, const char *const *argv,
+                                  const char *(*env)(const char *name),
+                                  const struct cr_config *config, struct cr_error *err)
+{
     memset(a, 0, sizeof *a);
     a->argc = argc;
     a->argv = argv;
-    struct parser p = {.a = a, .argc = argc, .at = 1, .argv = argv, .err = err};
+    struct parser p = {
+        .a = a, .argc = argc, .at = 1, .argv = argv, .env = env, .config = config, .err = err};
     int skip[2];
     enum cr_status st = find_verb(&p, skip);
     if (st)
@@ -552,7 +609,7 @@ enum cr_status cr_args_parse(struct cr_args *a, int argc, const char *const *arg
     a->rest = cr_alloc((size_t)argc, sizeof *a->rest);
     if (!a->rest)
         return cr_error_set(err, CR_NO_MEMORY, "out of memory reading the command line");
-    st = set_defaults(&p, env);
+    st = set_defaults(&p);
     bool options = true;
     while (!st && p.at < argc) {
         int i = p.at++;

@@ -11,7 +11,8 @@
  * Rules of the command line: options stand anywhere; `--name value`, `--name=value`, `-n value`,
  * `-nvalue`; letters of flags may be joined; `--` ends options; `-` alone is an operand; the last
  * of a repeated option wins unless it is repeatable; a flag wins over the environment
- * (CRAYON_NAME), which wins over the default. Numbers are checked to their last character.
+ * (CRAYON_NAME), which wins over the user's and the system's file (config.h), which win over the
+ * default. Numbers are checked to their last character.
  */
 #ifndef CR_OPTIONS_H
 #define CR_OPTIONS_H
@@ -37,6 +38,8 @@ enum cr_verb_id {
     CR_VERB_ROUTE_EXPLAIN,
     CR_VERB_ROUTE_CALIBRATE,
     CR_VERB_LEDGER,
+    CR_VERB_PULL,
+    CR_VERB_CONFIG_SHOW,
     CR_VERB_DOCTOR,
     CR_VERB_VERSION,
     CR_VERB_COMPLETION,
@@ -153,6 +156,14 @@ enum cr_opt {
     CR_OPT_MASK,
     CR_OPT_MASK_PATTERN,
     CR_OPT_LEARN,
+    CR_OPT_EXPORT,
+    CR_OPT_PRUNE,
+    CR_OPT_INDEX,
+    CR_OPT_SHA256,
+    CR_OPT_CA,
+    CR_OPT_MAX_BYTES,
+    CR_OPT_FORCE,
+    CR_OPT_ORIGIN,
     CR_OPT_YES,
     CR_OPT_OFFLINE,
     CR_OPT_OUT_OF_SCOPE,
@@ -250,12 +261,14 @@ extern const char *const cr_group_names[CR_GROUP_COUNT];
 extern const struct cr_exit_code cr_exit_codes[];
 extern const size_t cr_exit_codes_count;
 
-enum cr_origin { CR_FROM_DEFAULT, CR_FROM_ENV, CR_FROM_FLAG };
+enum cr_origin { CR_FROM_DEFAULT, CR_FROM_SYSTEM, CR_FROM_USER, CR_FROM_ENV, CR_FROM_FLAG };
 
 struct cr_value {
     const struct cr_option *opt; /* NULL: the verb does not take it */
     enum cr_origin origin;
-    bool set; /* has a value, if only the default */
+    const char *where; /* "FILE:LINE" of a file, else NULL */
+    int pass;          /* of the parser */
+    bool set;          /* has a value, if only the default */
     bool on;
     long long i;
     uint64_t seed;
@@ -275,11 +288,21 @@ struct cr_args {
     const char *const *argv;
 };
 
+struct cr_config;
+
 /* Parses argv[1..argc). env (may be NULL: none) looks a variable up. On misuse CR_INVALID with a
  * one-line message; args->verb or args->word then still say which help to point to. Free with
  * cr_args_deinit in both cases. */
 enum cr_status cr_args_parse(struct cr_args *a, int argc, const char *const *argv,
                              const char *(*env)(const char *name), struct cr_error *err);
+/* The same with configuration files (NULL: none), which must outlive the arguments. */
+enum cr_status cr_args_parse_with(struct cr_args *a, int argc, const char *const *argv,
+                                  const char *(*env)(const char *name),
+                                  const struct cr_config *config, struct cr_error *err);
+/* The same without a command line: what a verb gets from files, env and defaults. */
+enum cr_status cr_args_defaults(struct cr_args *a, const struct cr_verb *verb,
+                                const char *(*env)(const char *name),
+                                const struct cr_config *config, struct cr_error *err);
 void cr_args_deinit(struct cr_args *a);
 
 /* Values of options that the verb takes. Text is NULL when there is none. */

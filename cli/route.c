@@ -11,6 +11,7 @@
 #include "base/mem.h"
 #include "messages.h"
 #include "route/calibrate.h"
+#include "route/ledger_text.h"
 #include "route/offline.h"
 #include "verbs.h"
 
@@ -228,8 +229,88 @@ static int explanation_json(const struct cr_device *d, const struct cr_signals *
     return code;
 }
 
+/* ---- a past request ---- */
+
+struct past {
+    bool json;
+    size_t n_rows;
+    struct cr_buf out;
+};
+
+static void past_decision(void *ud, const struct cr_ledger_decision *d)
+{
+    struct past *p = ud;
+    struct cr_json j;
+    if (p->json) { /* the detail is an object that we wrote */
+        cr_json_begin(&j, &p->out, false);
+        cr_json_open(&j, NULL, '{');
+        cr_json_str(&j, "request_id", d->request_id);
+        cr_json_str(&j, "time", d->time);
+        cr_json_str(&j, "route", d->route);
+        cr_json_str(&j, "why", d->why);
+        cr_json_close(&j);
+        p->out.len--; /* the brace */
+        cr_buf_printf(&p->out, ",\"detail\":%s", d->detail);
+        return;
+    }
+    cr_buf_printf(&p->out, "%s  %s\nroute  %s\nwhy    %s\n", d->time, d->request_id, d->route,
+                  d->why);
+    for (const char *c = d->detail; *c; c++) /* {"rule":"crayon","budget":0.1} as lines */
+        if (*c == ',' || *c == '{')
+            cr_buf_puts(&p->out, *c == ',' ? "\n  " : "  ");
+        else if (*c == ':')
+            cr_buf_puts(&p->out, "  ");
+        else if (!strchr("\"}", *c))
+            cr_buf_add(&p->out, c, 1);
+    cr_buf_puts(&p->out, "\n");
+}
+
+static bool past_row(void *ud, const struct cr_ledger_row *row)
+{
+    struct past *p = ud;
+    if (p->json) {
+        cr_buf_puts(&p->out, !p->out.len ? "{\"sent\":[" : p->n_rows ? "," : ",\"sent\":[");
+        cr_ledger_json(&p->out, row);
+    } else {
+        cr_buf_printf(&p->out, "%s: %s, %lld bytes left for %s (%s), because %s\n", row->time,
+                      row->status, (long long)row->bytes_out, row->destination, row->model,
+                      row->reason);
+    }
+    p->n_rows++;
+    return true;
+}
+
+static int explain_past(const char *id, bool json)
+{
+    struct cr_error err;
+    struct past p = {.json = json};
+    cr_ledger *l = NULL;
+    cr_buf_init(&p.out, 1 << 24);
+    enum cr_status st = cr_ledger_open_read(&l, NULL, &err);
+    if (!st)
+        st = cr_ledger_find(l, id, past_decision, past_row, &p, &err);
+    if (!st && json)
+        cr_buf_puts(&p.out, p.n_rows ? "]}\n" : ",\"sent\":[]}\n");
+    else if (!st && !p.n_rows)
+        cr_buf_puts(&p.out, "nothing left the device for it\n");
+    if (!st && p.out.failed)
+        st = cr_error_set(&err, CR_NO_MEMORY, "out of memory");
+    if (!st) { /* texts of servers stand in it */
+        struct cr_buf clean;
+        cr_buf_init(&clean, 1 << 26);
+        cr_sanitise(&clean, p.out.data, p.out.len);
+        cr_out_text(clean.data, clean.len);
+        cr_buf_deinit(&clean);
+    }
+    cr_ledger_close(l);
+    cr_buf_deinit(&p.out);
+    return st ? cr_fail(&err) : 0;
+}
+
 int cr_cli_route_explain(const struct cr_args *a)
 {
+    if (a->n_rest)
+        return explain_past(a->rest[0], cr_arg_flag(a, CR_OPT_JSON));
     struct cr_error err;
     struct cr_device d = {0};
     struct cr_signals s;

@@ -128,6 +128,7 @@ static int print_json(const struct run *r)
     cr_json_fixed(&j, "decode_ms", ans->stats.decode_ms, 3);
     cr_json_close(&j);
     cr_json_open(&j, "crayon", '{');
+    cr_json_str(&j, "request_id", ans->request_id);
     cr_json_str(&j, "route", ans->route);
     cr_json_str(&j, "why", ans->why);
     cr_json_real(&j, "confidence", ans->confidence);

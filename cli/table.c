@@ -247,13 +247,19 @@ const struct cr_verb cr_verbs[] = {
      .missing = "the HTTP server (CRAYON_SERVE)"},
     {.id = CR_VERB_ROUTE_EXPLAIN,
      .name = "route explain",
-     .operands = "",
+     .operands = "[ID]",
+     .max_rest = 1,
      .summary = "show every signal, threshold and decision for a prompt; sends nothing",
      .about =
-         "The device answers as in `run`. Shown are how sure it was, how far the prompt lies from\n"
-         "the palette's task, the thresholds that --budget gives, and what each rule would do.\n"
-         "The process makes sockets impossible for itself first, as with --offline.",
-     .examples = "  crayon route explain --palette mine.palette -p \"a question\" --budget 0.2",
+         "With the id of a past request (X-Request-Id of a reply, request_id of the ledger) it "
+         "tells\n"
+         "what was decided then, why, and what left.\n"
+         "\n"
+         "Without one, the device answers as in `run`. Shown are how sure it was, how far the\n"
+         "prompt lies from the palette's task, the thresholds that --budget gives, and what each\n"
+         "rule would do. The process makes sockets impossible for itself first, as with --offline.",
+     .examples = "  crayon route explain --palette mine.palette -p \"a question\" --budget 0.2\n"
+                 "  crayon route explain run-0123456789abcdef",
 #ifdef CRAYON_ROUTE
      .run = cr_cli_route_explain,
 #endif
@@ -288,11 +294,52 @@ const struct cr_verb cr_verbs[] = {
      .about =
          "One row for each request to a server: when, where to, why, how many bytes and tokens. A\n"
          "row is written before anything leaves; \"pending\" is one whose end was never seen.",
-     .examples = "  crayon ledger --limit 5\n  crayon ledger --json --limit 0",
+     .examples = "  crayon ledger --limit 5\n  crayon ledger --export csv > sent.csv\n"
+                 "  crayon ledger --prune 90",
 #ifdef CRAYON_ROUTE
      .run = cr_cli_ledger,
 #endif
      .missing = "routing (CRAYON_ROUTE)"},
+    {.id = CR_VERB_PULL,
+     .name = "pull",
+     .operands = "URL|NAME",
+     .min_rest = 1,
+     .max_rest = 1,
+     .summary = "fetch a model, checked and resumable",
+     .about =
+         "Puts the file into the models folder and prints where it is. A transfer that was cut is\n"
+         "resumed by the next try. With --sha256, or from an index, what came must have that "
+         "hash,\n"
+         "or it is deleted; the file gets its name only when it is whole and on the disk.\n"
+         "\n"
+         "An index is a list of lines NAME URL SHA256, in a file or at a URL. Plain http is taken\n"
+         "from this machine, or where a SHA-256 is given.",
+     .examples = "  crayon pull https://server.example/model.gguf --sha256 HEX\n"
+                 "  crayon pull small --index https://server.example/models.txt",
+#ifdef CRAYON_ROUTE
+     .run = cr_cli_pull,
+#endif
+     .missing = "downloads (CRAYON_ROUTE)"},
+    {.id = CR_VERB_CONFIG_SHOW,
+     .name = "config show",
+     .operands = "[VERB]",
+     .max_rest = 2,
+     .summary = "show what a verb gets from files, environment and defaults",
+     .about = "A flag wins over the environment (CRAYON_NAME), that over the user's file, that "
+              "over the\n"
+              "system's file, that over the default. The files are $XDG_CONFIG_HOME/crayon/config, "
+              "else\n"
+              "~/.config/crayon/config, and /etc/crayon/config; CRAYON_CONFIG names another file "
+              "for the\n"
+              "user's, CRAYON_SYSTEM_CONFIG for the system's, empty for none.\n"
+              "\n"
+              "A file has lines NAME = VALUE, names as the long options; # begins a comment line. "
+              "Before\n"
+              "the first [VERB] they are for every verb that reads the option from the environment "
+              "too;\n"
+              "below [VERB] for that verb, any of its options. Without VERB: serve.",
+     .examples = "  crayon config show --origin\n  crayon config show run",
+     .run = cr_cli_config_show},
     {.id = CR_VERB_DOCTOR,
      .name = "doctor",
      .operands = "",

@@ -25,6 +25,8 @@
 #define EXPLAIN CR_V(CR_VERB_ROUTE_EXPLAIN)
 #define CALIBRATE CR_V(CR_VERB_ROUTE_CALIBRATE)
 #define LEDGER CR_V(CR_VERB_LEDGER)
+#define PULL CR_V(CR_VERB_PULL)
+#define CONFIG CR_V(CR_VERB_CONFIG_SHOW)
 #define DOCTOR CR_V(CR_VERB_DOCTOR)
 #define WITH_DELTA                                                                                 \
     (RUN | SCORE | LOGITS | MERGE | EXPLAIN | CALIBRATE) /* takes adapters and palettes */
@@ -37,7 +39,7 @@
 #define WITH_MODEL (COMPUTES | TOKENIZE)
 #define WITH_JSON                                                                                  \
     (RUN | TOKENIZE | INFO | ADAPTER_CHECK | ADAPTER_INFO | POOL_TRAIN | POOL_INFO | BLEND |       \
-     EVAL | EXPLAIN | CALIBRATE | LEDGER | DOCTOR | CR_V(CR_VERB_VERSION))
+     EVAL | EXPLAIN | CALIBRATE | LEDGER | DOCTOR | CONFIG | CR_V(CR_VERB_VERSION))
 
 /*
  * One row per option, or per meaning of an option where verbs differ:
@@ -261,6 +263,10 @@ const struct cr_option cr_options[] = {
            "take at most so many examples, drawn by seed; 0: all"),
     NUMBER(LIMIT, LEDGER, OUTPUT, 0, "limit", INT, 0, "N", "20", 0, 1000000,
            "show at most so many rows, the newest first; 0: all"),
+    VALUE(EXPORT, LEDGER, OUTPUT, 0, "export", CHOICE, 0, "jsonl|csv", NULL,
+          "print rows for other programs, all unless --limit is given, the newest first"),
+    NUMBER(PRUNE, LEDGER, OUTPUT, 0, "prune", REAL, 0, "DAYS", NULL, 0, 36500,
+           "delete what is older, and wipe it from the file"),
     VALUE(OUT_OF_SCOPE, CALIBRATE, INPUT, 0, "out-of-scope", FILE, 0, "FILE", NULL,
           "examples of other tasks: measure how well scope tells them"),
     VALUE(ANSWERS, CALIBRATE, ROUTING, 0, "answers", CHOICE, 0, "text|options", "text",
@@ -317,6 +323,19 @@ const struct cr_option cr_options[] = {
          "send without asking; needed where there is no terminal"),
     FLAG(OFFLINE, COMPUTES | TOKENIZE | INFO, ROUTING, 0, "offline",
          "make sockets impossible for this process, by the kernel"),
+    /* ---- fetching and configuration ---- */
+    VALUE(INDEX, PULL, INPUT, 0, "index", TEXT, CR_OF_ENV, "FILE|URL", NULL,
+          "where names are looked up: lines NAME URL SHA256"),
+    VALUE(SHA256, PULL, INPUT, 0, "sha256", TEXT, 0, "HEX", NULL,
+          "what the SHA-256 of the file must be"),
+    VALUE(CA, PULL, INPUT, 0, "ca", FILE, CR_OF_ENV, "FILE", NULL,
+          "trust the certificates that this PEM file signs, and no others"),
+    VALUE(MAX_BYTES, PULL, INPUT, 0, "max-bytes", BYTES, CR_OF_ENV, "SIZE", "0",
+          "refuse a larger file, as in 4G; 0: no limit but the disk"),
+    FLAG(FORCE, PULL, INPUT, 0, "force", "fetch a file again that is there"),
+    VALUE(OUTPUT, PULL, OUTPUT, 'o', "output", FILE, 0, "FILE", NULL,
+          "where the file goes; without it the models folder"),
+    FLAG(ORIGIN, CONFIG, OUTPUT, 0, "origin", "say where each value comes from"),
     /* ---- output ---- */
     VALUE(OUTPUT, BLEND, OUTPUT, 'o', "output", FILE, CR_OF_MUST, "FILE", NULL,
           "the palette to write"),

@@ -23,6 +23,8 @@ int cr_cli_serve(const struct cr_args *a);
 int cr_cli_route_explain(const struct cr_args *a);
 int cr_cli_route_calibrate(const struct cr_args *a);
 int cr_cli_ledger(const struct cr_args *a);
+int cr_cli_pull(const struct cr_args *a);
+int cr_cli_config_show(const struct cr_args *a);
 int cr_cli_doctor(const struct cr_args *a);
 int cr_cli_version(const struct cr_args *a);
 int cr_cli_completion(const struct cr_args *a);

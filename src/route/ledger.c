@@ -18,11 +18,12 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SCHEMA_VERSION = 1, BUSY_MS = 5000 };
+enum { SCHEMA_VERSION = 2, BUSY_MS = 5000 };
 
 struct cr_ledger {
     sqlite3 *db;
     char *path;
+    int version;          /* found at opening */
     pthread_mutex_t lock; /* one statement at a time: errors are read from the handle */
 };
 
@@ -40,8 +41,17 @@ static const char schema[] = "CREATE TABLE sent ("
                              " tokens_out INTEGER,"
                              " tries INTEGER,"
                              " cost REAL,"
-                             " duration_ms REAL);"
-                             "PRAGMA user_version = 1;";
+                             " duration_ms REAL);";
+static const char schema_2[] = "CREATE TABLE decided ("
+                               " request_id TEXT PRIMARY KEY,"
+                               " time TEXT NOT NULL,"
+                               " route TEXT NOT NULL,"
+                               " why TEXT NOT NULL,"
+                               " detail TEXT NOT NULL) WITHOUT ROWID;"
+                               "CREATE INDEX decided_time ON decided (time);"
+                               "CREATE INDEX sent_request ON sent (request_id);"
+                               "CREATE INDEX sent_time ON sent (time);"
+                               "PRAGMA user_version = 2;";
 
 enum cr_status cr_ledger_default_path(char **path, struct cr_error *err)
 {
@@ -103,8 +113,10 @@ static enum cr_status prepare_file(cr_ledger *l, bool reading, struct cr_error *
     if (!reading) {
         /* SQLite does not wait here when two processes turn the log on at once, so we do. */
         for (int waited = 0; waited <= BUSY_MS; waited += 10) {
-            rc = sqlite3_exec(l->db, "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;", NULL,
-                              NULL, NULL);
+            rc = sqlite3_exec(l->db,
+                              "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;"
+                              "PRAGMA secure_delete=ON;",
+                              NULL, NULL, NULL);
             if (rc != SQLITE_BUSY && rc != SQLITE_LOCKED)
                 break;
             sqlite3_sleep(10);
@@ -116,6 +128,9 @@ static enum cr_status prepare_file(cr_ledger *l, bool reading, struct cr_error *
         rc = user_version(l->db, &version);
     if (rc == SQLITE_OK && !reading && version == 0)
         rc = sqlite3_exec(l->db, schema, NULL, NULL, NULL);
+    if (rc == SQLITE_OK && !reading && version < 2)
+        rc = sqlite3_exec(l->db, schema_2, NULL, NULL, NULL);
+    l->version = reading ? version : SCHEMA_VERSION;
     if (rc == SQLITE_OK && !reading)
         rc = sqlite3_exec(l->db, "COMMIT", NULL, NULL, NULL);
     if (rc != SQLITE_OK)
@@ -307,20 +322,17 @@ static double column_known_real(sqlite3_stmt *q, int at)
     return sqlite3_column_type(q, at) == SQLITE_NULL ? -1 : sqlite3_column_double(q, at);
 }
 
-enum cr_status cr_ledger_each(cr_ledger *l, int limit,
-                              bool (*fn)(void *ud, const struct cr_ledger_row *row), void *ud,
-                              struct cr_error *err)
+#define ROW_COLUMNS                                                                                \
+    "SELECT id, time, request_id, destination, model, reason, status, bytes_out, bytes_in,"        \
+    " tokens_in, tokens_out, tries, cost, duration_ms FROM sent "
+
+/* Steps through a prepared SELECT of ROW_COLUMNS. */
+static int step_rows(sqlite3_stmt *q, bool (*fn)(void *ud, const struct cr_ledger_row *row),
+                     void *ud, int64_t *n)
 {
-    static const char sql[] =
-        "SELECT id, time, request_id, destination, model, reason, status, bytes_out, bytes_in,"
-        " tokens_in, tokens_out, tries, cost, duration_ms FROM sent ORDER BY id DESC LIMIT ?";
-    sqlite3_stmt *q = NULL;
-    pthread_mutex_lock(&l->lock);
-    int rc = sqlite3_prepare_v2(l->db, sql, -1, &q, NULL);
-    if (rc == SQLITE_OK)
-        rc = sqlite3_bind_int(q, 1, limit > 0 ? limit : -1);
     bool go_on = true;
-    while (rc == SQLITE_OK || rc == SQLITE_ROW) {
+    int rc = SQLITE_ROW;
+    while (rc == SQLITE_ROW) {
         rc = go_on ? sqlite3_step(q) : SQLITE_DONE;
         if (rc != SQLITE_ROW)
             break;
@@ -340,10 +352,145 @@ enum cr_status cr_ledger_each(cr_ledger *l, int limit,
             .cost = column_known_real(q, 12),
             .duration_ms = column_known_real(q, 13),
         };
-        go_on = fn(ud, &row);
+        ++*n;
+        go_on = !fn || fn(ud, &row);
     }
+    return rc;
+}
+
+enum cr_status cr_ledger_each(cr_ledger *l, int limit,
+                              bool (*fn)(void *ud, const struct cr_ledger_row *row), void *ud,
+                              struct cr_error *err)
+{
+    sqlite3_stmt *q = NULL;
+    int64_t n = 0;
+    pthread_mutex_lock(&l->lock);
+    int rc = sqlite3_prepare_v2(l->db, ROW_COLUMNS "ORDER BY id DESC LIMIT ?", -1, &q, NULL);
+    if (rc == SQLITE_OK)
+        rc = sqlite3_bind_int(q, 1, limit > 0 ? limit : -1);
+    if (rc == SQLITE_OK)
+        rc = step_rows(q, fn, ud, &n);
     enum cr_status st = rc == SQLITE_DONE ? CR_OK : db_error(l, rc, "cannot read", err);
     sqlite3_finalize(q);
+    pthread_mutex_unlock(&l->lock);
+    return st;
+}
+
+/* A decision that is lost in a power cut loses an explanation, not a record of what left, so it
+ * does not wait for the disk. */
+enum cr_status cr_ledger_note(cr_ledger *l, const struct cr_ledger_decision *d,
+                              struct cr_error *err)
+{
+    static const char sql[] =
+        "INSERT OR REPLACE INTO decided (request_id, time, route, why, detail)"
+        " VALUES (?, ?, ?, ?, ?)";
+    char when[32];
+    sqlite3_stmt *q = NULL;
+    time_text(when, 0);
+    pthread_mutex_lock(&l->lock);
+    sqlite3_exec(l->db, "PRAGMA synchronous=NORMAL", NULL, NULL, NULL);
+    int rc = sqlite3_prepare_v2(l->db, sql, -1, &q, NULL);
+    if (rc == SQLITE_OK) {
+        bind_text(q, 1, d->request_id);
+        bind_text(q, 2, when);
+        bind_text(q, 3, d->route);
+        bind_text(q, 4, d->why);
+        bind_text(q, 5, d->detail);
+        rc = sqlite3_step(q);
+    }
+    enum cr_status st = rc == SQLITE_DONE ? CR_OK : db_error(l, rc, "cannot note a decision", err);
+    sqlite3_finalize(q);
+    rc = sqlite3_exec(l->db, "PRAGMA synchronous=FULL", NULL, NULL, NULL);
+    if (rc != SQLITE_OK && st == CR_OK)
+        st = db_error(l, rc, "cannot note a decision", err);
+    pthread_mutex_unlock(&l->lock);
+    return st;
+}
+
+static int find_decision(cr_ledger *l, const char *id,
+                         void (*fn)(void *ud, const struct cr_ledger_decision *d), void *ud,
+                         int64_t *n)
+{
+    sqlite3_stmt *q = NULL;
+    if (l->version < 2) /* an old ledger, opened for reading */
+        return SQLITE_DONE;
+    int rc = sqlite3_prepare_v2(
+        l->db, "SELECT request_id, time, route, why, detail FROM decided WHERE request_id = ?", -1,
+        &q, NULL);
+    if (rc == SQLITE_OK)
+        rc = bind_text(q, 1, id);
+    if (rc == SQLITE_OK)
+        rc = sqlite3_step(q);
+    if (rc == SQLITE_ROW) {
+        struct cr_ledger_decision d = {.request_id = column_text(q, 0),
+                                       .time = column_text(q, 1),
+                                       .route = column_text(q, 2),
+                                       .why = column_text(q, 3),
+                                       .detail = column_text(q, 4)};
+        ++*n;
+        if (fn)
+            fn(ud, &d);
+        rc = SQLITE_DONE;
+    }
+    sqlite3_finalize(q);
+    return rc;
+}
+
+enum cr_status cr_ledger_find(cr_ledger *l, const char *request_id,
+                              void (*decision)(void *ud, const struct cr_ledger_decision *d),
+                              bool (*row)(void *ud, const struct cr_ledger_row *row), void *ud,
+                              struct cr_error *err)
+{
+    sqlite3_stmt *q = NULL;
+    int64_t n = 0;
+    enum cr_status st = CR_OK;
+    pthread_mutex_lock(&l->lock);
+    int rc = find_decision(l, request_id, decision, ud, &n);
+    if (rc == SQLITE_DONE)
+        rc =
+            sqlite3_prepare_v2(l->db, ROW_COLUMNS "WHERE request_id = ? ORDER BY id", -1, &q, NULL);
+    if (rc == SQLITE_OK)
+        rc = bind_text(q, 1, request_id);
+    if (rc == SQLITE_OK)
+        rc = step_rows(q, row, ud, &n);
+    if (rc != SQLITE_DONE)
+        st = db_error(l, rc, "cannot read", err);
+    else if (n == 0)
+        st = cr_error_set(err, CR_NOT_FOUND, "%s: there is no request \"%.80s\"", l->path,
+                          request_id);
+    sqlite3_finalize(q);
+    pthread_mutex_unlock(&l->lock);
+    return st;
+}
+
+static int delete_before(cr_ledger *l, const char *sql, const char *before, int64_t *n)
+{
+    sqlite3_stmt *q = NULL;
+    int rc = sqlite3_prepare_v2(l->db, sql, -1, &q, NULL);
+    if (rc == SQLITE_OK)
+        rc = bind_text(q, 1, before);
+    if (rc == SQLITE_OK)
+        rc = sqlite3_step(q);
+    if (rc == SQLITE_DONE)
+        *n += sqlite3_changes(l->db);
+    sqlite3_finalize(q);
+    return rc;
+}
+
+enum cr_status cr_ledger_prune(cr_ledger *l, double days, int64_t *n, struct cr_error *err)
+{
+    char before[32];
+    *n = 0;
+    if (!(days >= 0 && days <= 36500))
+        return cr_error_set(err, CR_INVALID, "prune: want 0 to 36500 days, found %g", days);
+    time_text(before, 24 * days);
+    pthread_mutex_lock(&l->lock);
+    int rc = delete_before(l, "DELETE FROM sent WHERE time < ?", before, n);
+    if (rc == SQLITE_DONE)
+        rc = delete_before(l, "DELETE FROM decided WHERE time < ?", before, n);
+    if (rc == SQLITE_DONE) /* out of the log too; while another process reads it stays there */
+        sqlite3_wal_checkpoint_v2(l->db, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL);
+    enum cr_status st = rc == SQLITE_DONE ? CR_OK : db_error(l, rc, "cannot prune", err);
     pthread_mutex_unlock(&l->lock);
     return st;
 }

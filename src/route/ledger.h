@@ -4,6 +4,7 @@
  * synced). The row is written before anything leaves ("pending") and completed after, so a crash
  * leaves a row, never an unrecorded transfer. What cannot be recorded is not sent.
  *
+ * Beside it stands every decision, also to stay on the device, so that it can be explained later.
  * Rows hold no text of the conversation and no key. The file is made 0600 in a folder 0700.
  * One handle may be shared by threads; several processes may share one file.
  */
@@ -56,6 +57,26 @@ enum cr_status cr_ledger_begin(cr_ledger *l, const struct cr_ledger_row *intent,
 /* Completes row `id` with status, bytes, tokens, tries, cost and duration of `done`. */
 enum cr_status cr_ledger_finish(cr_ledger *l, int64_t id, const struct cr_ledger_row *done,
                                 struct cr_error *err);
+
+/* One decision of the router, whether it sent or not: numbers and reasons, no text. */
+struct cr_ledger_decision {
+    const char *request_id, *time; /* time: set by the ledger */
+    const char *route;             /* "device" or "server" */
+    const char *why;
+    const char *detail; /* a JSON object: rule, budget, palette, signals, thresholds */
+};
+/* Writes a decision down; unlike rows of what left it is not synced one by one. */
+enum cr_status cr_ledger_note(cr_ledger *l, const struct cr_ledger_decision *d,
+                              struct cr_error *err);
+/* The decision of a request, then its rows of what left, oldest first. Either function may be NULL.
+ * CR_NOT_FOUND when the ledger knows neither. */
+enum cr_status cr_ledger_find(cr_ledger *l, const char *request_id,
+                              void (*decision)(void *ud, const struct cr_ledger_decision *d),
+                              bool (*row)(void *ud, const struct cr_ledger_row *row), void *ud,
+                              struct cr_error *err);
+/* Deletes what is older than `days`; *n counts rows of what left and decisions. The bytes are wiped
+ * from the file. */
+enum cr_status cr_ledger_prune(cr_ledger *l, double days, int64_t *n, struct cr_error *err);
 
 /* Calls fn for the newest `limit` rows (0: all), newest first, until it returns false. */
 enum cr_status cr_ledger_each(cr_ledger *l, int limit,

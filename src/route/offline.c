@@ -10,7 +10,9 @@
 #include <errno.h>
 #include <seccomp.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 /* connect, bind and listen too: a socket that was inherited unconnected must stay so. */
@@ -35,6 +37,44 @@ static int deny(scmp_filter_ctx ctx, const char *const *names, size_t n)
     return 0;
 }
 
+/* ---- Landlock: not in the headers of older systems, so by number ---- */
+
+struct ruleset {
+    uint64_t fs, net;
+};
+struct port_rule {
+    uint64_t allowed, port;
+} __attribute__((packed));
+enum {
+    CREATE = 444,
+    ADD_RULE,
+    RESTRICT,
+    VERSION_FLAG = 1,
+    BIND_TCP = 1,
+    CONNECT_TCP = 2,
+    NET_PORT = 2
+};
+
+int cr_offline_landlock_version(void)
+{
+    long v = syscall(CREATE, NULL, (size_t)0, VERSION_FLAG);
+    return v > 0 ? (int)v : 0;
+}
+
+bool cr_offline_landlock(int port)
+{
+    struct ruleset attr = {.net = CONNECT_TCP | BIND_TCP};
+    struct port_rule rule = {.allowed = BIND_TCP, .port = (uint64_t)(port > 0 ? port : 0)};
+    if (cr_offline_landlock_version() < 4)
+        return false;
+    int fd = (int)syscall(CREATE, &attr, sizeof attr, 0);
+    bool ok = fd >= 0 && (port < 0 || syscall(ADD_RULE, fd, NET_PORT, &rule, 0) == 0) &&
+              prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && syscall(RESTRICT, fd, 0) == 0;
+    if (fd >= 0)
+        close(fd);
+    return ok;
+}
+
 bool cr_offline_holds(void)
 {
     static const int families[] = {AF_INET, AF_INET6, AF_NETLINK, AF_UNIX};
@@ -50,6 +90,8 @@ bool cr_offline_holds(void)
 
 enum cr_status cr_offline_enter(enum cr_offline mode, struct cr_error *err)
 {
+    if (mode == CR_OFFLINE_ALL)
+        cr_offline_landlock(-1);
     scmp_filter_ctx ctx = seccomp_init(SCMP_ACT_ALLOW);
     if (!ctx)
         return cr_error_set(err, CR_NO_MEMORY, "offline: no memory for the seccomp filter");

@@ -6,6 +6,7 @@
 #include "base/mem.h"
 #include "route/mask.h"
 
+#include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
@@ -219,6 +220,51 @@ static enum cr_status open_ledger(cr_router *r, struct cr_error *err)
     enum cr_status st = r->ledger ? CR_OK : cr_ledger_open(&r->ledger, r->ledger_path, err);
     pthread_mutex_unlock(&r->lock);
     return cr_error_prefix(err, st, "nothing was sent, for it could not be recorded");
+}
+
+/* ,"NAME":VALUE; what is not known is left out. */
+static void add_number(struct cr_buf *b, const char *name, double v)
+{
+    if (isfinite(v))
+        cr_buf_printf(b, ",\"%s\":%.6g", name, v);
+}
+
+void cr_router_note(cr_router *r, const char *request_id, const char *palette,
+                    const struct cr_signals *s, const struct cr_decision *d)
+{
+    struct cr_error err;
+    struct cr_buf b;
+    if (open_ledger(r, &err) != CR_OK) {
+        cr_log(CR_LOG_DEBUG, "%s", err.msg);
+        return;
+    }
+    cr_buf_init(&b, 1 << 16);
+    cr_buf_printf(&b, "{\"rule\":\"%s\",\"palette\":\"", cr_rule_name(r->rule));
+    for (const char *p = palette ? palette : ""; *p; p++) /* a name, not any text */
+        if ((unsigned char)*p >= 0x20 && *p != '"' && *p != '\\')
+            cr_buf_add(&b, p, 1);
+    cr_buf_puts(&b, "\"");
+    add_number(&b, "budget", r->budget);
+    if (r->max_wrong > 0)
+        add_number(&b, "max_wrong", r->max_wrong);
+    add_number(&b, "confidence", (double)s->confidence);
+    add_number(&b, "sent_below", (double)d->min_confidence);
+    add_number(&b, "far", (double)s->demand_scope);
+    add_number(&b, "sent_beyond", (double)d->max_far);
+    add_number(&b, "gain", (double)d->gain);
+    add_number(&b, "sent_above", (double)d->max_gain);
+    add_number(&b, "scope", (double)s->scope);
+    add_number(&b, "near", (double)s->near);
+    add_number(&b, "mean", (double)s->mean);
+    add_number(&b, "tokens", (double)s->n);
+    cr_buf_puts(&b, "}");
+    struct cr_ledger_decision note = {.request_id = request_id,
+                                      .route = d->server ? "server" : "device",
+                                      .why = d->why,
+                                      .detail = b.data};
+    if (b.failed || cr_ledger_note(r->ledger, &note, &err) != CR_OK)
+        cr_log(CR_LOG_WARN, "%s", b.failed ? "no memory to note a decision" : err.msg);
+    cr_buf_deinit(&b);
 }
 
 /* Money that is left in the window, what is on its way taken off. */

@@ -73,6 +73,11 @@ uint64_t cr_router_seed(const cr_router *r);
 void cr_router_decide(cr_router *r, const cr_palette *p, const struct cr_signals *s,
                       enum cr_route_wish wish, struct cr_decision *out);
 
+/* Notes a decision in the ledger, so that `crayon route explain ID` can tell it later. palette: its
+ * name, or NULL. What cannot be noted is logged, no more. */
+void cr_router_note(cr_router *r, const char *request_id, const char *palette,
+                    const struct cr_signals *s, const struct cr_decision *d);
+
 /* See upstream.h; for several upstreams out->next holds what the next one would get. CR_POLICY when
  * offline or the spending limit is reached, CR_INVALID without an upstream. */
 enum cr_status cr_router_prepare(cr_router *r, const struct cr_ask *ask, struct cr_outgoing *out,

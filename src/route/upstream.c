@@ -581,6 +581,7 @@ static bool set_options(struct transfer *t, struct curl_slist *headers, int64_t 
     SET(CURLOPT_TIMEOUT_MS, (long)left_ms);
     SET(CURLOPT_USERAGENT, "crayon/" CR_VERSION);
     SET(CURLOPT_HTTPHEADER, headers);
+    SET(CURLOPT_HTTP09_ALLOWED, 1L); /* so that its bytes are counted; judge refuses it */
     SET(CURLOPT_POST, 1L);
     SET(CURLOPT_POSTFIELDS, t->o->body);
     SET(CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)t->o->n_body);
@@ -667,6 +668,8 @@ static enum cr_status judge(struct transfer *t, CURLcode rc, long status, bool *
         *again = rc == CURLE_COULDNT_CONNECT;
         return cr_error_set(err, CR_NETWORK, "upstream %s: %s", t->u->url, curl_easy_strerror(rc));
     }
+    if (status < 100)
+        return cr_error_set(err, CR_NETWORK, "upstream %s: the reply is no HTTP", t->u->url);
     if (status != 200) {
         *again = status == 429 || status >= 500;
         return http_error(t, status, err);

@@ -49,14 +49,14 @@ ask() { # CERTIFICATE CA...
     local cert=$1 port=$((20000 + RANDOM % 20000)) server
     shift
     : > got
+    rm -f done
     # The reply is written when the request has come.
     mkfifo in
     openssl s_server -quiet -accept 127.0.0.1:$port -naccept 1 -cert "$cert.pem" -key "$cert.key" < in > got 2> server.err &
     server=$!
     (
-        for _ in $(seq 100); do grep -q messages got && break; sleep 0.05; done
-        cat reply
-        sleep 0.3
+        while [ ! -f done ]; do grep -q messages got && cat reply && break; sleep 0.05; done
+        while [ ! -f done ]; do sleep 0.05; done
     ) > in &
     for _ in $(seq 100); do
         # Is the port in state LISTEN? Connecting would use up the one accept.
@@ -66,6 +66,7 @@ ask() { # CERTIFICATE CA...
     CRAYON_API_KEY=CANARY-77aa01 "$CRAYON" run -m "$model" -p "secret words" -n 4 --temp 0 --rule random --budget 1 \
         --upstream "https://localhost:$port" --upstream-model big --yes --json "$@" > out 2> err
     echo "exit $?"
+    touch done
     kill $server 2> /dev/null
     wait
     rm in

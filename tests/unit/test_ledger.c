@@ -4,10 +4,13 @@
 #include "base/bytes.h"
 #include "base/mem.h"
 #include "route/ledger.h"
+#include "route/ledger_text.h"
 
+#include <locale.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <sqlite3.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -134,6 +137,213 @@ static void test_survives_kill(void **state)
     cr_ledger_close(l);
 }
 
+/* Attack 50: killed at random moments while it writes rows and notes as fast as it can. Every row
+ * whose begin returned is there, the file is whole, and it goes on. */
+static void test_50_killed_at_random_points(void **state)
+{
+    (void)state;
+    enum { ROUNDS = 25 };
+    int64_t acknowledged = 0, rows = 0;
+    unsigned random = 12345;
+    for (int round = 0; round < ROUNDS; round++) {
+        int pipe_fd[2];
+        assert_int_equal(pipe(pipe_fd), 0);
+        pid_t pid = fork();
+        if (pid == 0) {
+            cr_ledger *l;
+            int64_t id;
+            close(pipe_fd[0]);
+            if (cr_ledger_open(&l, file, NULL) != CR_OK)
+                _exit(1);
+            for (int i = 0; i < 100000; i++) {
+                char name[32];
+                snprintf(name, sizeof name, "r-%d-%d", round, i);
+                struct cr_ledger_row row = intent, done = {.status = "ok", .bytes_out = 100};
+                struct cr_ledger_decision d = {
+                    .request_id = name, .route = "server", .why = "w", .detail = "{}"};
+                row.request_id = name;
+                if (cr_ledger_note(l, &d, NULL) != CR_OK ||
+                    cr_ledger_begin(l, &row, &id, NULL) != CR_OK ||
+                    write(pipe_fd[1], "x", 1) != 1 || cr_ledger_finish(l, id, &done, NULL) != CR_OK)
+                    _exit(2);
+            }
+            _exit(3);
+        }
+        close(pipe_fd[1]);
+        random = random * 1103515245u + 12345u;
+        usleep(2000 + (random >> 16) % 30000);
+        kill(pid, SIGKILL);
+        char buf[4096];
+        ssize_t n;
+        while ((n = read(pipe_fd[0], buf, sizeof buf)) > 0)
+            acknowledged += n;
+        close(pipe_fd[0]);
+        int st;
+        assert_int_equal(waitpid(pid, &st, 0), pid);
+        assert_true(WIFSIGNALED(st));
+        struct cr_ledger_totals t;
+        cr_ledger *l;
+        assert_int_equal(cr_ledger_open(&l, file, NULL), CR_OK);
+        assert_int_equal(cr_ledger_sum(l, &t, NULL), CR_OK);
+        assert_true(t.rows >= acknowledged && t.rows <= acknowledged + round + 1);
+        assert_int_equal(t.failed, 0);
+        assert_true(t.pending <= round + 1);
+        assert_int_equal(t.bytes_out, 100 * t.rows);
+        rows = t.rows;
+        cr_ledger_close(l);
+    }
+    print_message("%lld rows acknowledged before %d kills, %lld found\n", (long long)acknowledged,
+                  ROUNDS, (long long)rows);
+    assert_true(acknowledged > 0);
+}
+
+static struct cr_ledger_decision found;
+static char found_detail[64];
+static void remember_decision(void *ud, const struct cr_ledger_decision *d)
+{
+    (void)ud;
+    found = *d;
+    snprintf(found_detail, sizeof found_detail, "%s/%s/%s", d->route, d->why, d->detail);
+}
+
+static void test_a_request_can_be_found(void **state)
+{
+    (void)state;
+    struct cr_error err;
+    cr_ledger *l;
+    int64_t id;
+    struct cr_ledger_decision d = {
+        .request_id = "r-1", .route = "device", .why = "w", .detail = "{}"};
+    assert_int_equal(cr_ledger_open(&l, file, &err), CR_OK);
+    assert_int_equal(cr_ledger_find(l, "r-1", NULL, NULL, NULL, &err), CR_NOT_FOUND);
+    assert_non_null(strstr(err.msg, "r-1"));
+    assert_int_equal(cr_ledger_note(l, &d, &err), CR_OK);
+    assert_int_equal(cr_ledger_begin(l, &intent, &id, &err), CR_OK);
+    assert_int_equal(cr_ledger_begin(l, &intent, &id, &err), CR_OK);
+    n_seen = 0;
+    assert_int_equal(cr_ledger_find(l, "r-1", remember_decision, remember, NULL, &err), CR_OK);
+    assert_string_equal(found_detail, "device/w/{}");
+    assert_int_equal(n_seen, 2);
+    assert_int_equal(cr_ledger_find(l, "r-1' OR 1=1 --", NULL, NULL, NULL, &err), CR_NOT_FOUND);
+    cr_ledger_close(l);
+}
+
+static void test_prune(void **state)
+{
+    (void)state;
+    struct cr_error err;
+    struct cr_ledger_totals t;
+    cr_ledger *l;
+    int64_t id, n;
+    struct cr_ledger_decision d = {
+        .request_id = "r-1", .route = "device", .why = "w", .detail = "{}"};
+    assert_int_equal(cr_ledger_open(&l, file, &err), CR_OK);
+    assert_int_equal(cr_ledger_begin(l, &intent, &id, &err), CR_OK);
+    assert_int_equal(cr_ledger_note(l, &d, &err), CR_OK);
+    assert_int_equal(cr_ledger_prune(l, 1, &n, &err), CR_OK);
+    assert_int_equal(n, 0);
+    assert_int_equal(cr_ledger_prune(l, -1, &n, &err), CR_INVALID);
+    usleep(3000);
+    assert_int_equal(cr_ledger_prune(l, 0, &n, &err), CR_OK);
+    assert_int_equal(n, 2);
+    assert_int_equal(cr_ledger_sum(l, &t, &err), CR_OK);
+    assert_int_equal(t.rows, 0);
+    cr_ledger_close(l);
+    char *data; /* the bytes are gone too */
+    size_t len;
+    assert_int_equal(cr_file_read(file, 1 << 24, &data, &len, &err), CR_OK);
+    assert_null(memmem(data, len, "confidence 0.20", 15));
+    cr_free(data);
+}
+
+static void test_spent(void **state)
+{
+    (void)state;
+    struct cr_error err;
+    cr_ledger *l;
+    int64_t id;
+    double cost;
+    struct cr_ledger_row done = {.status = "ok", .cost = 1.25},
+                         unknown = {.status = "ok", .cost = -1};
+    assert_int_equal(cr_ledger_open(&l, file, &err), CR_OK);
+    assert_int_equal(cr_ledger_begin(l, &intent, &id, &err), CR_OK);
+    assert_int_equal(cr_ledger_finish(l, id, &done, &err), CR_OK);
+    assert_int_equal(cr_ledger_begin(l, &intent, &id, &err), CR_OK);
+    assert_int_equal(cr_ledger_finish(l, id, &unknown, &err), CR_OK);
+    assert_int_equal(cr_ledger_spent(l, 1, &cost, &err), CR_OK);
+    assert_true(cost == 1.25);
+    usleep(5000);
+    assert_int_equal(cr_ledger_spent(l, 0.000001, &cost, &err), CR_OK);
+    assert_true(cost == 0);
+    cr_ledger_close(l);
+}
+
+/* A ledger of the first version is taken over as it is. */
+static void test_version_1_is_widened(void **state)
+{
+    (void)state;
+    struct cr_error err;
+    struct cr_ledger_totals t;
+    cr_ledger *l;
+    int64_t id;
+    assert_int_equal(cr_ledger_open(&l, file, &err), CR_OK);
+    assert_int_equal(cr_ledger_begin(l, &intent, &id, &err), CR_OK);
+    cr_ledger_close(l);
+    sqlite3 *db;
+    assert_int_equal(sqlite3_open(file, &db), SQLITE_OK);
+    assert_int_equal(sqlite3_exec(db,
+                                  "DROP TABLE decided; DROP INDEX sent_request;"
+                                  "DROP INDEX sent_time; PRAGMA user_version = 1",
+                                  NULL, NULL, NULL),
+                     SQLITE_OK);
+    sqlite3_close(db);
+    assert_int_equal(cr_ledger_open_read(&l, file, &err), CR_OK);
+    assert_int_equal(cr_ledger_find(l, "r-1", NULL, NULL, NULL, &err), CR_OK);
+    cr_ledger_close(l);
+    struct cr_ledger_decision d = {
+        .request_id = "r-2", .route = "device", .why = "w", .detail = "{}"};
+    assert_int_equal(cr_ledger_open(&l, file, &err), CR_OK);
+    assert_int_equal(cr_ledger_note(l, &d, &err), CR_OK);
+    assert_int_equal(cr_ledger_sum(l, &t, &err), CR_OK);
+    assert_int_equal(t.rows, 1);
+    cr_ledger_close(l);
+}
+
+static void test_texts(void **state)
+{
+    (void)state;
+    struct cr_ledger_row row = {.id = 7,
+                                .time = "2026-01-02T03:04:05.678Z",
+                                .request_id = "=cmd()",
+                                .destination = "https://a/\"b\",c",
+                                .model = "m\xff\n",
+                                .reason = "",
+                                .status = "ok",
+                                .bytes_out = 10,
+                                .bytes_in = -1,
+                                .tokens_in = 3,
+                                .tokens_out = -1,
+                                .tries = 1,
+                                .cost = 0.25,
+                                .duration_ms = -1};
+    struct cr_buf b;
+    cr_buf_init(&b, 4096);
+    setlocale(LC_ALL,
+              "de_DE.UTF-8"); /* attack 59; where it is not installed this changes nothing */
+    assert_true(cr_ledger_csv(&b, &row) && cr_buf_add(&b, "", 1));
+    assert_string_equal(b.data, "7,2026-01-02T03:04:05.678Z,\"'=cmd()\",\"https://a/\"\"b\"\",c\","
+                                "\"m\xff\n\",,ok,10,,3,,1,0.25,\r\n");
+    b.len = 0;
+    assert_true(cr_ledger_json(&b, &row) && cr_buf_add(&b, "", 1));
+    assert_string_equal(
+        b.data, "{\"id\":7,\"time\":\"2026-01-02T03:04:05.678Z\",\"request_id\":\"=cmd()\","
+                "\"destination\":\"https://a/\\\"b\\\",c\",\"model\":\"m?\\u000a\",\"reason\":\"\","
+                "\"status\":\"ok\",\"bytes_out\":10,\"bytes_in\":null,\"tokens_in\":3,"
+                "\"tokens_out\":null,\"tries\":1,\"cost\":0.25,\"duration_ms\":null}");
+    setlocale(LC_ALL, "C");
+    cr_buf_deinit(&b);
+}
+
 /* A file size limit stands for the full disk: the row cannot be written, begin says so. */
 static void test_full_disk_refuses(void **state)
 {
@@ -239,6 +449,12 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_row_is_pending_then_done, make, clean),
         cmocka_unit_test_setup_teardown(test_survives_kill, make, clean),
+        cmocka_unit_test_setup_teardown(test_50_killed_at_random_points, make, clean),
+        cmocka_unit_test_setup_teardown(test_a_request_can_be_found, make, clean),
+        cmocka_unit_test_setup_teardown(test_prune, make, clean),
+        cmocka_unit_test_setup_teardown(test_spent, make, clean),
+        cmocka_unit_test_setup_teardown(test_version_1_is_widened, make, clean),
+        cmocka_unit_test_setup_teardown(test_texts, make, clean),
         cmocka_unit_test_setup_teardown(test_full_disk_refuses, make, clean),
         cmocka_unit_test_setup_teardown(test_bad_places_refuse, make, clean),
         cmocka_unit_test(test_default_path),
