@@ -210,7 +210,6 @@ static void ask_server(cr_cli_router *r, const struct cr_args *a, const struct c
                          .temperature = cr_arg_given(a, CR_OPT_TEMP)
                                             ? (float)cr_arg_real(a, CR_OPT_TEMP)
                                             : -1, /* the server's own */
-                         .max_cost = cr_arg_real(a, CR_OPT_MAX_COST),
                          .request_id = ans->request_id,
                          .reason = d->why,
                          .cancelled = interrupted};

@@ -138,6 +138,7 @@ enum cr_opt {
     CR_OPT_ADAPTER_DIR,
     CR_OPT_PARALLEL,
     CR_OPT_QUEUE,
+    CR_OPT_LOG,
     /* routing */
     CR_OPT_UPSTREAM,
     CR_OPT_UPSTREAM_MODEL,

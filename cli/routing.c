@@ -114,6 +114,7 @@ enum cr_status cr_routing_open(cr_router **out, const struct cr_args *a, struct 
             opt.budget = 1; /* the bound on errors decides alone */
         opt.seed = takes(a, CR_OPT_SEED) ? cr_arg_seed(a, CR_OPT_SEED) : 1;
         opt.offline = cr_arg_flag(a, CR_OPT_OFFLINE);
+        opt.max_cost = cr_arg_real(a, CR_OPT_MAX_COST);
         opt.max_spend = cr_arg_real(a, CR_OPT_MAX_SPEND);
         opt.spend_hours = cr_arg_real(a, CR_OPT_SPEND_HOURS);
     }

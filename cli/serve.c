@@ -9,14 +9,18 @@
 #include "base/mem.h"
 #include "common.h"
 #include "messages.h"
+#include "notify.h"
 #include "verbs.h"
 #ifdef CRAYON_ROUTE
 #include "route/offline.h"
+#include "routing.h"
 #endif
 
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { DRAIN_MS = 30000 };
 
@@ -31,8 +35,11 @@ static char *stem(const char *path)
 
 static void on_request(void *ud, const char *line)
 {
-    (void)ud;
-    cr_note("%s", line);
+    const bool *json = ud;
+    if (!*json)
+        cr_note("%s", line);
+    else if (!cr_msg_quiet())
+        fprintf(stderr, "%s\n", line);
 }
 
 /* The key: one line of a file, so that it never stands in the process list. */
@@ -82,17 +89,32 @@ static void print_address(const char *host, int port)
     cr_out_text(url, (size_t)n); /* flushed: a script waits for it */
 }
 
-/* Until SIGTERM or SIGINT; SIGHUP reads the palettes again. */
-static void wait_for_end(cr_server *server, sigset_t *signals)
+/* The next signal; meanwhile systemd hears that the process is alive. */
+static int next_signal(const sigset_t *signals, int notify, int watchdog_ms)
 {
-    int got;
-    while (sigwait(signals, &got) == 0 && got == SIGHUP) {
+    struct timespec t = {.tv_sec = watchdog_ms / 1000,
+                         .tv_nsec = (long)(watchdog_ms % 1000) * 1000000};
+    for (;;) {
+        int got = watchdog_ms ? sigtimedwait(signals, NULL, &t) : sigwaitinfo(signals, NULL);
+        if (got > 0)
+            return got;
+        if (errno == EAGAIN)
+            cr_notify_send(notify, "WATCHDOG=1");
+    }
+}
+
+/* Until SIGTERM or SIGINT; SIGHUP reads the palettes again. */
+static void wait_for_end(cr_server *server, const sigset_t *signals, int notify)
+{
+    int watchdog_ms = notify >= 0 ? cr_notify_watchdog_ms() : 0;
+    while (next_signal(signals, notify, watchdog_ms) == SIGHUP) {
         struct cr_error err;
         size_t n = 0;
         if (cr_server_reload(server, &n, &err) != CR_OK)
             cr_warn("reload: %s", err.msg);
         cr_note("reload: %zu palettes have changed", n);
     }
+    cr_notify_send(notify, "STOPPING=1");
     cr_note("finishing what was accepted");
     cr_server_stop(server, DRAIN_MS);
 }
@@ -102,16 +124,28 @@ static enum cr_status run(const struct cr_args *a, struct cr_serve_options *opt,
 {
     cr_server *server = NULL;
     char bytes[16];
-    enum cr_status status = cr_server_start(&server, opt, err);
-    if (status == CR_OK && cr_arg_flag(a, CR_OPT_OFFLINE))
+    int notify = cr_notify_open(); /* while sockets can still be made */
+    bool offline = cr_arg_flag(a, CR_OPT_OFFLINE);
+#ifdef CRAYON_ROUTE
+    if (offline) /* before any thread starts; seccomp follows when it listens */
+        cr_offline_landlock(opt->port);
+#endif
+    enum cr_status status = cr_notify_socket(&opt->listen_fd, err);
+    opt->listen_fd = opt->listen_fd > 0 ? opt->listen_fd : 0;
+    if (status == CR_OK)
+        status = cr_server_start(&server, opt, err);
+    if (status == CR_OK && offline)
         status = go_offline(server, err);
     if (status != CR_OK)
         return status;
+    cr_notify_send(notify, "READY=1");
     print_address(opt->host, cr_server_port(server));
     cr_note("serving %s and %zu palettes, %d requests at a time in %s; SIGTERM or Ctrl-C ends it",
             opt->model_name, opt->n_palettes, opt->parallel,
             cr_bytes_text(cr_server_bytes(opt), bytes));
-    wait_for_end(server, signals);
+    wait_for_end(server, signals, notify);
+    if (notify >= 0)
+        close(notify);
     return CR_OK;
 }
 
@@ -123,6 +157,7 @@ static enum cr_status serve(const struct cr_args *a, struct cr_setup *setup, sig
     const char *const *palettes = cr_arg_texts(a, CR_OPT_PALETTE, &n_palettes);
     const char *const *paths = cr_arg_texts(a, CR_OPT_ADAPTER, &n_adapters);
     const char *alias = cr_arg_text(a, CR_OPT_ALIAS);
+    bool log_json = !strcmp(cr_arg_text(a, CR_OPT_LOG), "json");
     struct cr_serve_adapter *adapters = cr_alloc0(setup->n_adapters + 1, sizeof *adapters);
     enum cr_status status =
         name && adapters ? CR_OK : cr_error_set(err, CR_NO_MEMORY, "serve: out of memory");
@@ -147,9 +182,18 @@ static enum cr_status serve(const struct cr_args *a, struct cr_setup *setup, sig
                                    .n_ctx = cr_arg_int(a, CR_OPT_CTX),
                                    .parallel = cr_arg_int(a, CR_OPT_PARALLEL),
                                    .max_queue = cr_arg_int(a, CR_OPT_QUEUE),
-                                   .on_request = on_request};
+                                   .log_json = log_json,
+                                   .on_request = on_request,
+                                   .ud = &log_json};
+#ifdef CRAYON_ROUTE
+    if (status == CR_OK)
+        status = cr_routing_open(&opt.router, a, err);
+#endif
     if (status == CR_OK)
         status = run(a, &opt, signals, err);
+#ifdef CRAYON_ROUTE
+    cr_router_free(opt.router);
+#endif
     wipe(key);
     wipe(admin_key);
     cr_free(adapters);

@@ -238,7 +238,16 @@ const struct cr_verb cr_verbs[] = {
      .about =
          "Speaks the APIs of OpenAI, Anthropic and Ollama; docs/api.md has every path and field.\n"
          "Palettes are models of their own, named MODEL:PALETTE. Prints the address when it is\n"
-         "ready. SIGTERM or Ctrl-C lets accepted requests finish; SIGHUP reads the palettes again.",
+         "ready. SIGTERM or Ctrl-C lets accepted requests finish; SIGHUP reads the palettes "
+         "again.\n"
+         "\n"
+         "The console is the page at /: chat with the route and confidence of each answer, "
+         "fitting\n"
+         "to a file of examples, palettes, the ledger. With --upstream demanding questions may go "
+         "to\n"
+         "a server as in `run`, without asking: what leaves is your rule's and budget's word, and\n"
+         "stands in the ledger. A request may say crayon: {\"route\": \"auto|device|server\",\n"
+         "\"max_cost\": MONEY}. docs/deploy.md shows the service, containers and a fleet.",
      .examples = "  crayon serve -m model.gguf --palette mine.palette --port 8080\n"
                  "  curl http://127.0.0.1:8080/v1/models",
 #ifdef CRAYON_SERVE

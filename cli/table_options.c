@@ -256,6 +256,8 @@ const struct cr_option cr_options[] = {
           "folder whose palettes and adapters may be loaded by request; without it none"),
     NUMBER(PARALLEL, SERVE, SERVER, 0, "parallel", INT, CR_OF_ENV, "N", "4", 1, 256,
            "answers that are made at the same time; each has a context of its own"),
+    VALUE(LOG, SERVE, SERVER, 0, "log", CHOICE, CR_OF_ENV, "text|json", "text",
+          "form of the line that each request leaves on standard error; never its text"),
     NUMBER(QUEUE, SERVE, SERVER, 0, "queue", INT, 0, "N", "16", 1, 4096,
            "requests that may wait; one more is answered with 503"),
     /* ---- routing ---- */

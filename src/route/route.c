@@ -25,7 +25,7 @@ struct cr_router {
     cr_upstream *upstream[MAX_UPSTREAMS];
     size_t n_upstreams;
     cr_masker *masker; /* NULL: texts leave as they are */
-    double max_spend, spend_hours;
+    double max_cost, max_spend, spend_hours;
     char *ledger_path;
     pthread_mutex_t lock;       /* of all below */
     cr_ledger *ledger;          /* NULL until the first send */
@@ -88,6 +88,7 @@ enum cr_status cr_router_new(cr_router **out, const struct cr_router_options *op
     r->window = (size_t)opt->window;
     r->seed = opt->seed;
     r->offline = opt->offline;
+    r->max_cost = opt->max_cost;
     r->max_spend = opt->max_spend;
     r->spend_hours = opt->spend_hours > 0 ? opt->spend_hours : 24;
     pthread_mutex_init(&r->lock, NULL);
@@ -380,6 +381,8 @@ enum cr_status cr_router_prepare(cr_router *r, const struct cr_ask *ask, struct 
         return cr_error_set(err, CR_POLICY, "offline: nothing is sent");
     if (!r->n_upstreams)
         return cr_error_set(err, CR_INVALID, "no upstream is set");
+    if (r->max_cost > 0)
+        a.max_cost = a.max_cost > 0 && a.max_cost < r->max_cost ? a.max_cost : r->max_cost;
     if (r->max_spend > 0) {
         double left;
         st = money_left(r, &left, err);

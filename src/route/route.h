@@ -32,6 +32,7 @@ struct cr_router_options {
     uint64_t seed;    /* of RANDOM */
     const struct cr_upstream_options *upstream; /* [n_upstreams], asked in order; NULL: none */
     size_t n_upstreams;                         /* 0 with upstream given: 1 */
+    double max_cost;                  /* most for one answer; 0: no limit; an ask may say less */
     double max_spend;                 /* money that may be spent in any spend_hours; 0: no limit */
     double spend_hours;               /* 0: 24; what other processes spent counts, by the ledger */
     bool mask;                        /* personal data is masked before it leaves (mask.h) */

@@ -145,6 +145,6 @@ int cr_access_refuse(const cr_server *s, struct MHD_Connection *c, const struct 
         *msg = "requests from web pages of other origins are not taken";
         return 403;
     }
-    int http = refuse_key(s, c, r, msg);
+    int http = r && r->access == CR_PAGE ? 0 : refuse_key(s, c, r, msg);
     return http || !post ? http : refuse_body(s, c, msg);
 }

@@ -11,23 +11,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-
-/*
- * The one place where a request may be answered by someone else: called when the request is read
- * and checked, before any token is run. true: *e is unset and somebody else has taken the job.
- *
- * Routing hooks in here. What it needs: j->target->palette and ->pool (scope and calibration),
- * j->req.messages, j->req.route and .max_cost; a second look at the finished answer (confidence)
- * belongs into cr_answer_end, before the reply is written.
- */
-static bool decide(cr_worker *w, struct cr_job *j, struct cr_api_error *e)
-{
-    (void)w;
-    if (j->req.route && strcmp(j->req.route, "server") == 0)
-        cr_api_error_set(e, 400, "crayon.route", NULL,
-                         "crayon.route: this server has no upstream to send requests to");
-    return false;
-}
+#include <time.h>
 
 enum cr_status cr_answer_ids(const cr_model *m, const struct cr_api_request *q,
                              const struct cr_api_prompt *p, int32_t **ids, size_t *n,
@@ -64,6 +48,8 @@ static enum cr_status set_ids(struct cr_choice *c, const int32_t *ids, size_t n,
     c->n_ids = c->n_prompt = n;
     c->cap = n + want;
     c->max_new = (int)want;
+    if (c->job->routed.hold && !(c->tops = cr_alloc(want, sizeof *c->tops)))
+        return cr_error_set(err, CR_NO_MEMORY, "out of memory");
     return CR_OK;
 }
 
@@ -124,7 +110,8 @@ bool cr_answer_prepare(cr_worker *w, struct cr_job *j, int n_ctx, struct cr_api_
     struct cr_error err = {.status = CR_OK};
     size_t n = q->chat ? 1 : q->n_prompts;
     *e = (struct cr_api_error){0};
-    if (decide(w, j, e) || e->http || !check_bias(j, e))
+    cr_routing_begin(cr_worker_routing(w), j, e);
+    if (e->http || !check_bias(j, e))
         return false;
     enum cr_status status = CR_OK;
     if (!(j->choices = cr_alloc0(n * (size_t)q->n, sizeof *j->choices)))
@@ -141,13 +128,42 @@ bool cr_answer_prepare(cr_worker *w, struct cr_job *j, int n_ctx, struct cr_api_
     return prepare_constraints(w, j, e);
 }
 
-static void note(cr_worker *w, const struct cr_job *j, const char *how)
+/* One object a line; of texts only names. */
+static void log_json(const struct cr_serve_options *opt, const struct cr_job *j, const char *how,
+                     double now)
 {
-    const struct cr_serve_options *opt = cr_worker_options(w);
+    char when[32];
+    struct timespec ts;
+    struct tm tm;
+    struct cr_buf b;
+    clock_gettime(CLOCK_REALTIME, &ts);
+    gmtime_r(&ts.tv_sec, &tm);
+    strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", &tm);
+    json_t *o = json_pack(
+        "{s:s, s:s, s:s, s:s, s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:o, s:f}", "time", when, "event",
+        "request", "id", j->id, "model", j->req.model ? j->req.model : "", "http", j->http, "route",
+        j->routed.server ? "server" : "device", "result", how, "prompt_tokens",
+        (json_int_t)j->n_prompt, "cached_tokens", (json_int_t)j->n_cached, "answer_tokens",
+        (json_int_t)j->n_answer, "left_device_bytes", (json_int_t)j->routed.left_bytes, "first_ms",
+        j->first_ms > 0 ? json_real(j->first_ms - j->pushed_ms) : json_null(), "all_ms",
+        now - j->pushed_ms);
+    cr_buf_init(&b, 1 << 16);
+    if (o && cr_api_dump(&b, "", o, ""))
+        opt->on_request(opt->ud, b.data);
+    json_decref(o);
+    cr_buf_deinit(&b);
+}
+
+void cr_answer_note(const struct cr_serve_options *opt, const struct cr_job *j, const char *how)
+{
     char line[320];
     double now = cr_now_ms();
     if (!opt->on_request)
         return;
+    if (opt->log_json) {
+        log_json(opt, j, how, now);
+        return;
+    }
     snprintf(line, sizeof line,
              "%s %s: %s, %zu prompt (%zu cached) + %zu tokens, first %.0f ms, all %.0f ms", j->id,
              j->req.model, how, j->n_prompt, j->n_cached, j->n_answer,
@@ -155,20 +171,25 @@ static void note(cr_worker *w, const struct cr_job *j, const char *how)
     opt->on_request(opt->ud, line);
 }
 
-void cr_answer_end(cr_worker *w, struct cr_job *j)
+void cr_answer_release(struct cr_job *j)
 {
     const struct cr_writer *writer = cr_writer_of(j->req.kind);
-    const struct cr_error *bad = NULL;
-    for (size_t i = 0; i < j->n_choices && !bad; i++)
-        if (j->choices[i].err.status != CR_OK)
-            bad = &j->choices[i].err;
-    if (bad) {
-        struct cr_api_error e;
-        cr_api_error_from(&e, bad);
-        cr_job_fail(j, &e);
-        note(w, j, cr_status_text(bad->status));
+    bool held = j->routed.hold;
+    j->routed.hold = false;
+    if (!held || !j->req.stream)
         return;
+    writer->start(j);
+    cr_job_news(j, 200, false);
+    for (size_t i = 0; i < j->n_choices; i++) {
+        struct cr_choice *c = &j->choices[i];
+        if ((c->text.len && !writer->piece(c, c->text.data, c->text.len)) || !writer->finish(c))
+            c->broken = true;
     }
+}
+
+void cr_answer_reply(struct cr_job *j)
+{
+    const struct cr_writer *writer = cr_writer_of(j->req.kind);
     if (j->req.stream) {
         writer->end(j);
         cr_job_news(j, 0, true);
@@ -179,5 +200,26 @@ void cr_answer_end(cr_worker *w, struct cr_job *j)
         cr_api_error_set(&e, 503, NULL, NULL, "out of memory for the reply");
         cr_job_fail(j, &e);
     }
-    note(w, j, "ok");
+}
+
+void cr_answer_end(cr_worker *w, struct cr_job *j)
+{
+    const struct cr_error *bad = NULL;
+    for (size_t i = 0; i < j->n_choices && !bad; i++)
+        if (j->choices[i].err.status != CR_OK)
+            bad = &j->choices[i].err;
+    if (bad) {
+        struct cr_api_error e;
+        cr_api_error_from(&e, bad);
+        cr_job_fail(j, &e);
+        cr_answer_note(cr_worker_options(w), j, cr_status_text(bad->status));
+        return;
+    }
+    if (j->routed.hold)
+        cr_routing_decide(cr_worker_routing(w), j);
+    if (j->routed.away)
+        return;
+    cr_answer_release(j);
+    cr_answer_reply(j);
+    cr_answer_note(cr_worker_options(w), j, "ok");
 }

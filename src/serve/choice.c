@@ -15,10 +15,10 @@ static const char marker[] = "<tool_call>";
 static bool on_text(void *ud, const char *text, size_t n)
 {
     struct cr_choice *c = ud;
-    bool ok = c->calls
-                  ? cr_split_text(c, text, n)
-                  : cr_buf_add(&c->text, text, n) &&
-                        (!c->job->req.stream || cr_writer_of(c->job->req.kind)->piece(c, text, n));
+    bool ok = c->calls ? cr_split_text(c, text, n)
+                       : cr_buf_add(&c->text, text, n) &&
+                             (!c->job->req.stream || c->job->routed.hold ||
+                              cr_writer_of(c->job->req.kind)->piece(c, text, n));
     if (!ok)
         c->broken = true;
     return ok;
@@ -49,6 +49,7 @@ void cr_choice_deinit(struct cr_choice *c)
         cr_buf_deinit(&c->calls[i].arguments);
     cr_free(c->calls);
     cr_free(c->ids);
+    cr_free(c->tops);
     cr_free(c->counts);
     cr_sampler_free(c->sampler);
     cr_constraint_free(c->constraint);
@@ -103,7 +104,7 @@ void cr_choice_finish(struct cr_choice *c, const char *finish)
     c->finish = finish;
     if (strcmp(finish, "stop") == 0 && cr_reply_has_calls(c))
         c->finish = "tool_calls";
-    if (c->job->req.stream && !cr_writer_of(c->job->req.kind)->finish(c))
+    if (c->job->req.stream && !c->job->routed.hold && !cr_writer_of(c->job->req.kind)->finish(c))
         c->broken = true;
 }
 
@@ -175,6 +176,14 @@ static void fail(struct cr_choice *c, enum cr_status status, const char *msg)
         cr_error_set(&c->err, status, "%s", msg);
 }
 
+static float highest(const float *v, int n)
+{
+    float top = v[0];
+    for (int i = 1; i < n; i++)
+        top = v[i] > top ? v[i] : top;
+    return top;
+}
+
 static void choose(struct cr_choice *c, const float *logits, float *scratch)
 {
     struct cr_job *j = c->job;
@@ -206,6 +215,8 @@ static void choose(struct cr_choice *c, const float *logits, float *scratch)
             cr_probs_add(&c->probs, q->chat, m, id, logits, lse, q->top_logprobs);
     }
     c->sum_logprob += (double)logprob;
+    if (c->tops && c->n_tops < (size_t)c->max_new)
+        c->tops[c->n_tops++] = fminf(0, logprob + (highest(logits, n_vocab) - logits[id]));
     if (c->counts && c->counts[id] < UINT16_MAX)
         c->counts[id]++;
     if (cr_token_is_end(m, id)) {

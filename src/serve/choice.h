@@ -52,6 +52,8 @@ struct cr_choice {
     struct cr_buf held; /* text that may be the beginning of a marker */
     /* the end */
     double sum_logprob;
+    float *tops; /* [max_new] ln p1 of each step, where the answer may be routed; else NULL */
+    size_t n_tops;
     const char *finish; /* "stop", "length", "tool_calls"; NULL: not yet */
     const char *stop_met;
     bool begun, broken;

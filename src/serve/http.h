@@ -36,7 +36,8 @@ struct cr_talk {
     int http;       /* what was answered, for the metrics */
 };
 
-enum cr_route_access { CR_OPEN, CR_USER, CR_ADMIN };
+/* CR_PAGE: to anybody who may know of the server, without a key; it holds nothing secret. */
+enum cr_route_access { CR_OPEN, CR_PAGE, CR_USER, CR_ADMIN };
 
 struct cr_route {
     const char *method, *path; /* a path that ends with "*" matches what begins so */
@@ -52,6 +53,10 @@ struct cr_route {
 int cr_server_ctx(const cr_server *s); /* tokens of one request */
 /* routes.c. *known: the path exists, with another method. */
 const struct cr_route *cr_route_find(const char *method, const char *path, bool *known);
+
+/* console.c: the page's files, and GET /v1/crayon/ledger. */
+enum MHD_Result cr_console_get(cr_server *s, struct MHD_Connection *c, struct cr_talk *t);
+enum MHD_Result cr_console_ledger(cr_server *s, struct MHD_Connection *c, struct cr_talk *t);
 
 enum MHD_Result cr_send_bytes(struct MHD_Connection *c, struct cr_talk *t, int http,
                               const char *type, const char *data, size_t n);

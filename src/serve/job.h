@@ -11,6 +11,7 @@
 #include "serve/lanes.h"
 #include "serve/metrics.h"
 #include "serve/models.h"
+#include "serve/routed.h"
 #include "serve/serve.h"
 
 #include <pthread.h>
@@ -42,6 +43,7 @@ struct cr_job {
     double pushed_ms, first_ms, sent_ms;
     double blend_ms; /* of examples in the request; NAN: none */
     bool prepared;
+    struct cr_routed routed; /* who answers */
     /* the dialect's stream */
     bool role_sent[CR_API_MAX_CHOICES];
     int sequence, block;
@@ -83,6 +85,7 @@ bool cr_worker_wait_idle(cr_worker *w, int ms);
 /* Cancels what runs, drops what waits, joins the thread. */
 void cr_worker_free(cr_worker *w);
 const struct cr_serve_options *cr_worker_options(const cr_worker *w);
+cr_routing *cr_worker_routing(const cr_worker *w); /* NULL: nothing is routed */
 
 /* answer.c: a job's choices from its request. Worker's thread. */
 bool cr_answer_prepare(cr_worker *w, struct cr_job *j, int n_ctx, struct cr_api_error *e);
@@ -90,7 +93,12 @@ bool cr_answer_prepare(cr_worker *w, struct cr_job *j, int n_ctx, struct cr_api_
 enum cr_status cr_answer_ids(const cr_model *m, const struct cr_api_request *q,
                              const struct cr_api_prompt *p, int32_t **ids, size_t *n,
                              struct cr_error *err);
-/* All choices have ended: the rest of the reply. */
+/* Held text goes out as far as it goes before the end: a stream begins. */
+void cr_answer_release(struct cr_job *j);
+/* The rest of the reply; a line for the log. */
+void cr_answer_reply(struct cr_job *j);
+void cr_answer_note(const struct cr_serve_options *opt, const struct cr_job *j, const char *how);
+/* All choices have ended: the rest of the reply, or a decision that somebody else gives it. */
 void cr_answer_end(cr_worker *w, struct cr_job *j);
 /* constraint cache of the worker: the grammar of a request, compiled once. */
 enum cr_status cr_worker_grammar(cr_worker *w, struct cr_job *j, struct cr_api_error *e);

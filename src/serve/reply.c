@@ -37,10 +37,16 @@ json_t *cr_reply_crayon(const struct cr_job *j)
     if (t->name[0])
         json_array_append_new(blend, json_pack("{s:s, s:s?, s:f}", "name", t->name, "sha256",
                                                t->sha256[0] ? t->sha256 : NULL, "weight", 1.0));
-    json_t *o = json_pack("{s:s, s:s, s:o, s:o, s:i}", "route", "device", "why",
-                          "this server has no upstream", "confidence",
-                          j->n_answer ? json_real(exp(sum / (double)j->n_answer)) : json_null(),
-                          "blend", blend, "left_device_bytes", 0);
+    const struct cr_routed *d = &j->routed;
+    double sure = d->known ? d->confidence : j->n_answer ? exp(sum / (double)j->n_answer) : NAN;
+    json_t *o =
+        json_pack("{s:s, s:s, s:o, s:o, s:I}", "route", d->server ? "server" : "device", "why",
+                  d->why, "confidence", isfinite(sure) ? json_real(sure) : json_null(), "blend",
+                  blend, "left_device_bytes", (json_int_t)d->left_bytes);
+    if (o && d->known) {
+        json_object_set_new(o, "scope", isfinite(d->scope) ? json_real(d->scope) : json_null());
+        json_object_set_new(o, "cost", isfinite(d->cost) ? json_real(d->cost) : json_null());
+    }
     if (o && isfinite(j->blend_ms))
         json_object_set_new(o, "blend_ms", json_real(j->blend_ms));
     if (o && j->req.ignored)

@@ -38,6 +38,7 @@ struct kept_grammar {
 struct cr_worker {
     struct cr_serve_options opt;
     struct cr_metrics *metrics;
+    cr_routing *routing; /* NULL: nothing is routed */
     cr_lanes *lanes;
     cr_token_tree *tree;
     struct kept_grammar grammars[MAX_GRAMMARS];
@@ -116,7 +117,10 @@ static void drop_job(cr_worker *w, struct cr_job *j)
     w->n_active--;
     pthread_cond_broadcast(&w->change);
     pthread_mutex_unlock(&w->lock);
-    cr_job_unref(j);
+    if (j->routed.away)
+        cr_routing_start(w->routing, j);
+    else
+        cr_job_unref(j);
 }
 
 static void fail_job(cr_worker *w, struct cr_job *j, const struct cr_api_error *e)
@@ -162,7 +166,7 @@ static void read_new_jobs(cr_worker *w)
             continue;
         if (!cr_answer_prepare(w, j, cr_lanes_ctx(w->lanes), &e)) {
             fail_job(w, j, &e);
-        } else if (j->req.stream) {
+        } else if (j->req.stream && !j->routed.hold) {
             cr_writer_of(j->req.kind)->start(j);
             cr_job_news(j, 200, false);
         }
@@ -351,6 +355,11 @@ enum cr_status cr_worker_grammar(cr_worker *w, struct cr_job *j, struct cr_api_e
 
 /* ---- start and stop ------------------------------------------------------------------------- */
 
+cr_routing *cr_worker_routing(const cr_worker *w)
+{
+    return w->routing;
+}
+
 const struct cr_serve_options *cr_worker_options(const cr_worker *w)
 {
     return &w->opt;
@@ -376,6 +385,8 @@ enum cr_status cr_worker_new(cr_worker **out, const struct cr_serve_options *opt
     enum cr_status status = w->running && w->of_work && w->work && w->scratch
                                 ? CR_OK
                                 : cr_error_set(err, CR_NO_MEMORY, "server: out of memory");
+    if (status == CR_OK)
+        status = cr_routing_new(&w->routing, &w->opt, err);
     if (status == CR_OK)
         status = cr_lanes_new(&w->lanes, opt->model, opt->parallel, opt->n_ctx, err);
     if (status == CR_OK && pthread_create(&w->thread, NULL, work, w) != 0)
@@ -437,7 +448,7 @@ bool cr_worker_wait_idle(cr_worker *w, int ms)
             break;
     bool idle = w->n_active == 0;
     pthread_mutex_unlock(&w->lock);
-    return idle;
+    return cr_routing_wait(w->routing, idle ? ms : 0) && idle;
 }
 
 void cr_worker_free(cr_worker *w)
@@ -450,6 +461,7 @@ void cr_worker_free(cr_worker *w)
     pthread_mutex_unlock(&w->lock);
     if (w->started)
         pthread_join(w->thread, NULL);
+    cr_routing_free(w->routing);
     for (size_t i = 0; i < MAX_GRAMMARS; i++)
         cr_grammar_unref(w->grammars[i].g);
     cr_token_tree_free(w->tree);

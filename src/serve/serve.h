@@ -35,16 +35,19 @@ struct cr_serve_options {
     /* Of "MODEL" itself, in the order of their ids at /lora-adapters. */
     const struct cr_serve_adapter *adapters;
     size_t n_adapters;
-    const char *pool;        /* file for blends from examples; NULL: that of a palette */
-    const char *adapter_dir; /* files below it may be loaded by request; NULL: none */
-    const char *host;        /* numeric address or "localhost"; NULL: 127.0.0.1 */
-    int port;                /* 0: any free one */
-    const char *key;         /* wanted as "Authorization: Bearer KEY"; NULL: none */
-    const char *admin_key;   /* wanted for what changes the server; NULL: the key does */
-    int n_ctx;               /* of one request; 0: the model's own */
-    int parallel;            /* requests that run at the same time; 0: 4 */
-    int max_queue;           /* waiting requests; 0: 16 */
-    size_t max_body;         /* bytes of a request; 0: 4 MiB */
+    const char *pool;         /* file for blends from examples; NULL: that of a palette */
+    const char *adapter_dir;  /* files below it may be loaded by request; NULL: none */
+    const char *host;         /* numeric address or "localhost"; NULL: 127.0.0.1 */
+    int port;                 /* 0: any free one */
+    const char *key;          /* wanted as "Authorization: Bearer KEY"; NULL: none */
+    const char *admin_key;    /* wanted for what changes the server; NULL: the key does */
+    int n_ctx;                /* of one request; 0: the model's own */
+    int parallel;             /* requests that run at the same time; 0: 4 */
+    int max_queue;            /* waiting requests; 0: 16 */
+    size_t max_body;          /* bytes of a request; 0: 4 MiB */
+    struct cr_router *router; /* who may send questions to a server; borrowed; NULL: nobody */
+    int listen_fd; /* a socket that listens already (with host and port ignored); 0: none */
+    bool log_json;            /* lines of on_request are JSON objects */
     /* Told of each finished request, on the worker's thread; may be NULL. No prompts. */
     void (*on_request)(void *ud, const char *line);
     void *ud;

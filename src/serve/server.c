@@ -10,6 +10,7 @@
 #include "serve/reply.h"
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <stdio.h>
 #include <string.h>
@@ -46,7 +47,7 @@ enum MHD_Result cr_send_bytes(struct MHD_Connection *c, struct cr_talk *t, int h
         MHD_add_response_header(r, MHD_HTTP_HEADER_ALLOW, "GET, POST");
     if (t && t->job) {
         MHD_add_response_header(r, "X-Request-Id", t->job->id);
-        MHD_add_response_header(r, "X-Crayon-Route", "device");
+        MHD_add_response_header(r, "X-Crayon-Route", t->job->routed.server ? "server" : "device");
         if (t->job->target && t->job->target->name[0])
             MHD_add_response_header(r, "X-Crayon-Blend", t->job->target->name);
     }
@@ -122,7 +123,7 @@ static enum MHD_Result send_stream(struct MHD_Connection *c, struct cr_talk *t)
     MHD_add_response_header(r, MHD_HTTP_HEADER_CONTENT_TYPE,
                             cr_writer_of(t->job->req.kind)->stream_type);
     MHD_add_response_header(r, MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
-    MHD_add_response_header(r, "X-Crayon-Route", "device");
+    MHD_add_response_header(r, "X-Crayon-Route", t->job->routed.server ? "server" : "device");
     MHD_add_response_header(r, "X-Request-Id", t->job->id);
     if (t->job->target->name[0])
         MHD_add_response_header(r, "X-Crayon-Blend", t->job->target->name);
@@ -420,6 +421,25 @@ static enum cr_status listen_on(const char *host, int port, int *fd, int *bound,
     return CR_OK;
 }
 
+/* The same for a socket that somebody else made listen. */
+static enum cr_status take_listener(int given, int *fd, int *bound, bool *loopback,
+                                    struct cr_error *err)
+{
+    struct sockaddr_storage a;
+    socklen_t len = sizeof a;
+    const struct sockaddr_in *a4 = (const struct sockaddr_in *)&a;
+    const struct sockaddr_in6 *a6 = (const struct sockaddr_in6 *)&a;
+    if (getsockname(given, (struct sockaddr *)&a, &len) != 0 ||
+        (a.ss_family != AF_INET && a.ss_family != AF_INET6))
+        return cr_error_set(err, CR_INVALID, "the socket that was given listens for no TCP");
+    *loopback = a.ss_family == AF_INET ? (ntohl(a4->sin_addr.s_addr) >> 24) == 127
+                                       : IN6_IS_ADDR_LOOPBACK(&a6->sin6_addr);
+    *bound = ntohs(a.ss_family == AF_INET ? a4->sin_port : a6->sin6_port);
+    fcntl(given, F_SETFL, fcntl(given, F_GETFL) | O_NONBLOCK);
+    *fd = given;
+    return CR_OK;
+}
+
 /* Descriptors for connections: all that the system gives but a few for files. */
 static unsigned connection_limit(void)
 {
@@ -517,7 +537,8 @@ enum cr_status cr_server_start(cr_server **out, const struct cr_serve_options *o
     enum cr_status status = fill_options(s, opt, err);
     const char *host = opt->host ? opt->host : "127.0.0.1";
     if (status == CR_OK)
-        status = listen_on(host, opt->port, &fd, &s->port, &loopback, err);
+        status = opt->listen_fd ? take_listener(opt->listen_fd, &fd, &s->port, &loopback, err)
+                                : listen_on(host, opt->port, &fd, &s->port, &loopback, err);
     if (status == CR_OK && !loopback && !opt->key)
         status = cr_error_set(err, CR_POLICY,
                               "host %s can be reached from other machines: set a key first", host);

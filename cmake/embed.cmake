@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+# cmake -DOUT=FILE.c -DDIR=FOLDER -P embed.cmake: the console page's files as bytes of a C file.
+set(text "/* Made by cmake/embed.cmake. */\n#include \"serve/console.h\"\n\n")
+set(table "")
+set(n 0)
+foreach(name IN ITEMS index.html console.css console.js)
+  file(READ ${DIR}/${name} hex HEX)
+  string(LENGTH "${hex}" length)
+  math(EXPR length "${length} / 2")
+  string(REGEX REPLACE "([0-9a-f][0-9a-f])" "0x\\1," bytes "${hex}")
+  string(REGEX REPLACE "(................................................................................)" "\\1\n" bytes "${bytes}")
+  string(APPEND text "static const unsigned char file_${n}[] = {\n${bytes}\n};\n")
+  string(APPEND table "    {\"${name}\", file_${n}, ${length}},\n")
+  math(EXPR n "${n} + 1")
+endforeach()
+file(WRITE ${OUT} "${text}\nconst struct cr_console_file cr_console_files[CR_CONSOLE_FILES] = {\n${table}};\n")

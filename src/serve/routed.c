@@ -1,0 +1,375 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* From a held answer to a decision, and the threads that ask servers. */
+#include "serve/routed.h"
+
+#ifdef CRAYON_ROUTE
+
+#include "adapt/embed.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "route/route.h"
+#include "serve/job.h"
+#include "serve/reply.h"
+
+#include <errno.h>
+#include <math.h>
+#include <string.h>
+#include <time.h>
+
+enum { MAX_AWAY = 64 }; /* jobs that threads ask for; more are answered here */
+
+struct cr_routing {
+    cr_router *router;
+    const struct cr_serve_options *opt;
+    pthread_mutex_t lock;
+    pthread_cond_t change;
+    int n_away;
+    atomic_bool stopping;
+};
+
+struct away { /* a job on its way to the server */
+    cr_routing *r;
+    struct cr_job *j;
+    bool begun; /* text of the server has gone out */
+};
+
+enum cr_status cr_routing_new(cr_routing **out, const struct cr_serve_options *opt,
+                              struct cr_error *err)
+{
+    *out = NULL;
+    if (!opt->router)
+        return CR_OK;
+    cr_routing *r = cr_alloc0(1, sizeof *r);
+    if (!r)
+        return cr_error_set(err, CR_NO_MEMORY, "server: out of memory");
+    r->router = opt->router;
+    r->opt = opt;
+    pthread_mutex_init(&r->lock, NULL);
+    pthread_cond_init(&r->change, NULL);
+    *out = r;
+    return CR_OK;
+}
+
+bool cr_routing_wait(cr_routing *r, int ms)
+{
+    struct timespec until;
+    if (!r)
+        return true;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += ms / 1000;
+    until.tv_nsec += (long)(ms % 1000) * 1000000;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_sec++;
+        until.tv_nsec -= 1000000000;
+    }
+    pthread_mutex_lock(&r->lock);
+    while (r->n_away > 0)
+        if (pthread_cond_timedwait(&r->change, &r->lock, &until) == ETIMEDOUT)
+            break;
+    bool idle = r->n_away == 0;
+    pthread_mutex_unlock(&r->lock);
+    return idle;
+}
+
+void cr_routing_free(cr_routing *r)
+{
+    if (!r)
+        return;
+    atomic_store(&r->stopping, true);
+    pthread_mutex_lock(&r->lock);
+    while (r->n_away > 0) /* each sees it within 50 ms */
+        pthread_cond_wait(&r->change, &r->lock);
+    pthread_mutex_unlock(&r->lock);
+    pthread_cond_destroy(&r->change);
+    pthread_mutex_destroy(&r->lock);
+    cr_free(r);
+}
+
+/* ---- before the model runs ------------------------------------------------------------------- */
+
+static enum cr_route_wish wish_of(const struct cr_job *j)
+{
+    const char *w = j->req.route;
+    return !w || strcmp(w, "auto") == 0 ? CR_ROUTE_AUTO
+           : strcmp(w, "server") == 0   ? CR_ROUTE_SERVER
+                                        : CR_ROUTE_DEVICE;
+}
+
+/* What keeps a request here whatever the router says; NULL: nothing. */
+static const char *obstacle(const struct cr_job *j)
+{
+    const struct cr_api_request *q = &j->req;
+    if (!q->chat)
+        return "completions are answered on the device";
+    if (q->n != 1 || q->logprobs)
+        return "several choices and log-probabilities are made on the device";
+    if (q->tool_choice != CR_TOOLS_NONE || q->format != CR_FORMAT_TEXT)
+        return "tools and schemas are honoured on the device";
+    return NULL;
+}
+
+void cr_routing_begin(cr_routing *r, struct cr_job *j, struct cr_api_error *e)
+{
+    struct cr_routed *d = &j->routed;
+    enum cr_route_wish wish = wish_of(j);
+    const char *here = !r ? "this server has no upstream" : obstacle(j);
+    *d = (struct cr_routed){.confidence = NAN, .scope = NAN, .cost = NAN};
+    if (!here && wish == CR_ROUTE_DEVICE)
+        here = "asked for by the request";
+    if (here && wish == CR_ROUTE_SERVER)
+        cr_api_error_set(e, 400, "crayon.route", NULL, "crayon.route: cannot go to a server: %s",
+                         here);
+    snprintf(d->why, sizeof d->why, "%s", here ? here : "");
+    d->hold = !here;
+}
+
+/* ---- the decision ---------------------------------------------------------------------------- */
+
+/* The last message of the user is what a palette's task is about. */
+static const char *question_of(const struct cr_job *j)
+{
+    for (size_t i = j->req.n_messages; i > 0; i--)
+        if (strcmp(j->req.messages[i - 1].role, "user") == 0)
+            return j->req.messages[i - 1].content;
+    return "";
+}
+
+static void signals_of(cr_routing *r, struct cr_job *j, struct cr_signals *s)
+{
+    struct cr_choice *c = &j->choices[0];
+    struct cr_meter m = {.tops = c->tops, .cap = (size_t)c->max_new, .n = c->n_tops};
+    const char *question = question_of(j);
+    struct cr_example e = {
+        .task = (char *)"", .question = (char *)(uintptr_t)question, .answer_index = -1};
+    struct cr_error err;
+    cr_signals_init(s);
+    cr_signals_text(s, &m);
+    s->request = cr_request_hash(cr_router_seed(r->router), question, strlen(question));
+    const struct cr_target *t = j->target;
+    if (t->palette && t->pool &&
+        cr_signals_scope(s, t->model, t->palette, t->pool, &e, &err) != CR_OK)
+        cr_log(CR_LOG_WARN, "scope of %s: %s", j->id, err.msg);
+}
+
+static void keep(struct cr_job *j, const struct cr_decision *d)
+{
+    j->routed.server = d->server;
+    snprintf(j->routed.why, sizeof j->routed.why, "%s", d->why);
+}
+
+void cr_routing_decide(cr_routing *r, struct cr_job *j)
+{
+    struct cr_signals s;
+    struct cr_decision d;
+    signals_of(r, j, &s);
+    cr_router_decide(r->router, j->target->palette, &s, wish_of(j), &d);
+    pthread_mutex_lock(&r->lock);
+    if (d.server && r->n_away >= MAX_AWAY) {
+        d.server = false;
+        cr_decision_why(&d, "%d requests are on their way to the server, no more are sent",
+                        (int)MAX_AWAY);
+    }
+    r->n_away += d.server;
+    pthread_mutex_unlock(&r->lock);
+    cr_router_note(r->router, j->id, j->target->palette ? j->target->palette->name : NULL, &s, &d);
+    keep(j, &d);
+    j->routed.known = true;
+    j->routed.confidence = (double)s.confidence;
+    j->routed.scope = (double)s.scope;
+    j->routed.away = d.server;
+}
+
+/* ---- asking the server ----------------------------------------------------------------------- */
+
+/* The first text of the server has come: the model's own is forgotten and the reply begins. */
+static bool begin_text(struct away *a)
+{
+    struct cr_job *j = a->j;
+    struct cr_choice *c = &j->choices[0];
+    struct cr_error err;
+    a->begun = true;
+    j->routed.hold = false;
+    c->text.len = 0;
+    c->finish = NULL;
+    if (cr_text_out_init(&c->out, (const char *const *)j->req.stop, j->req.n_stop, c->out.on_text,
+                         c->out.ud, &err) != CR_OK)
+        return false;
+    if (j->req.stream) {
+        cr_writer_of(j->req.kind)->start(j);
+        cr_job_news(j, 200, false);
+    }
+    return true;
+}
+
+static bool on_text(void *ud, const char *text, size_t len)
+{
+    struct away *a = ud;
+    struct cr_choice *c = &a->j->choices[0];
+    if (!a->begun && !begin_text(a))
+        return false;
+    cr_text_out_add(&c->out, text, len);
+    return !c->out.stopped && !c->out.cancelled;
+}
+
+static bool cancelled(void *ud)
+{
+    struct away *a = ud;
+    return atomic_load(&a->r->stopping) || cr_job_client_gone(a->j);
+}
+
+static enum cr_status ask_server(struct away *a, struct cr_remote_answer *got, struct cr_error *err)
+{
+    struct cr_job *j = a->j;
+    struct cr_outgoing out;
+    struct cr_ask ask = {.messages = j->req.messages,
+                         .n_messages = j->req.n_messages,
+                         .max_tokens = j->req.max_tokens > 0 ? j->req.max_tokens : 0,
+                         .temperature = j->req.sampling.temperature,
+                         .max_cost = isfinite(j->req.max_cost) ? j->req.max_cost : 0,
+                         .stream = j->req.stream,
+                         .request_id = j->id,
+                         .reason = j->routed.why,
+                         .on_text = j->req.stream ? on_text : NULL,
+                         .cancelled = cancelled,
+                         .ud = a};
+    enum cr_status st = cr_router_prepare(a->r->router, &ask, &out, err);
+    if (st != CR_OK)
+        return st;
+    st = cr_router_send(a->r->router, &out, got, err);
+    j->routed.left_bytes = got->bytes_out;
+    if (got->cost >= 0)
+        j->routed.cost = got->cost;
+    cr_outgoing_deinit(&out);
+    if (st == CR_OK && !a->begun && !on_text(a, got->text, got->n_text) &&
+        !j->choices[0].out.stopped)
+        st = cr_error_set(err, CR_NO_MEMORY, "out of memory for the answer");
+    return st;
+}
+
+/* Ends the reply with the server's text. */
+static void finish_server(struct cr_job *j, const struct cr_remote_answer *got)
+{
+    struct cr_choice *c = &j->choices[0];
+    bool stopped = c->out.stopped;
+    cr_text_out_end(&c->out);
+    c->finish = !stopped && strcmp(got->finish, "length") == 0 ? "length" : "stop";
+    if (got->tokens_in >= 0)
+        j->n_prompt = (size_t)got->tokens_in;
+    if (got->tokens_out >= 0)
+        j->n_answer = (size_t)got->tokens_out;
+    j->n_cached = 0;
+    if (j->req.stream && !cr_writer_of(j->req.kind)->finish(c))
+        c->broken = true;
+}
+
+static void *run(void *ud)
+{
+    struct away a = *(struct away *)ud;
+    struct cr_job *j = a.j;
+    struct cr_remote_answer got = {0};
+    struct cr_error err = {.status = CR_OK};
+    cr_free(ud);
+    enum cr_status st = ask_server(&a, &got, &err);
+    /* A stop string of the request, met in the stream, ends it as asked. */
+    bool stopped = a.begun && j->choices[0].out.stopped;
+    if (st == CR_OK || stopped) {
+        finish_server(j, &got);
+        cr_answer_reply(j);
+    } else if (a.begun) {
+        struct cr_api_error e;
+        cr_api_error_set(&e, 502, NULL, "upstream_failed", "the server's answer broke off: %s",
+                         err.msg);
+        cr_job_fail(j, &e);
+    } else { /* the model's answer, which was held */
+        struct cr_decision d = {.server = true};
+        cr_router_failed(&d, &err);
+        keep(j, &d);
+        cr_answer_release(j);
+        cr_answer_reply(j);
+    }
+    cr_remote_answer_deinit(&got);
+    cr_answer_note(a.r->opt, j,
+                   st == CR_OK || stopped ? "ok, by the server"
+                   : a.begun              ? "the server broke off"
+                                          : "ok, the server failed");
+    cr_job_unref(j);
+    pthread_mutex_lock(&a.r->lock);
+    a.r->n_away--;
+    pthread_cond_broadcast(&a.r->change);
+    pthread_mutex_unlock(&a.r->lock);
+    return NULL;
+}
+
+void cr_routing_start(cr_routing *r, struct cr_job *j)
+{
+    pthread_t thread;
+    pthread_attr_t attr;
+    struct away *a = cr_alloc(1, sizeof *a);
+    j->routed.away = false;
+    if (a)
+        *a = (struct away){r, j, false};
+    pthread_attr_init(&attr);
+    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    bool ok = a && pthread_create(&thread, &attr, run, a) == 0;
+    pthread_attr_destroy(&attr);
+    if (ok)
+        return;
+    cr_free(a);
+    j->routed.server = false;
+    snprintf(j->routed.why, sizeof j->routed.why, "upstream failed: the system gave no thread");
+    cr_answer_release(j);
+    cr_answer_reply(j);
+    cr_job_unref(j);
+    pthread_mutex_lock(&r->lock);
+    r->n_away--;
+    pthread_cond_broadcast(&r->change);
+    pthread_mutex_unlock(&r->lock);
+}
+
+#else /* CRAYON_ROUTE */
+
+#include "serve/job.h"
+
+#include <math.h>
+#include <string.h>
+
+enum cr_status cr_routing_new(cr_routing **out, const struct cr_serve_options *opt,
+                              struct cr_error *err)
+{
+    (void)opt, (void)err;
+    *out = NULL;
+    return CR_OK;
+}
+
+bool cr_routing_wait(cr_routing *r, int ms)
+{
+    (void)r, (void)ms;
+    return true;
+}
+
+void cr_routing_free(cr_routing *r)
+{
+    (void)r;
+}
+
+void cr_routing_begin(cr_routing *r, struct cr_job *j, struct cr_api_error *e)
+{
+    (void)r;
+    j->routed = (struct cr_routed){.confidence = NAN, .scope = NAN, .cost = NAN};
+    snprintf(j->routed.why, sizeof j->routed.why, "built without routing");
+    if (j->req.route && strcmp(j->req.route, "server") == 0)
+        cr_api_error_set(e, 400, "crayon.route", NULL, "crayon.route: built without routing");
+}
+
+void cr_routing_decide(cr_routing *r, struct cr_job *j)
+{
+    (void)r, (void)j;
+}
+
+void cr_routing_start(cr_routing *r, struct cr_job *j)
+{
+    (void)r;
+    cr_job_unref(j);
+}
+
+#endif

@@ -1,0 +1,326 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Routing in the request path of a live server: who answers, what the reply and its headers say,
+ * what is sent, and that the model's answer is given when the server fails (attack 42).
+ */
+#include "fake_upstream.h"
+#include "serve_fixture.h"
+
+#include "base/mem.h"
+#include "route/route.h"
+
+#define GOOD                                                                                       \
+    "{\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"Paris it is\"}," \
+    "\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":3}}"
+#define EVENT(text) "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"" text "\"}}]}\n\n"
+#define USER "\"messages\":[{\"role\":\"user\",\"content\":\"Hello there\"}]"
+
+static struct fake fake;
+static char folder[64], file[128], url[64];
+static cr_router *router;
+static cr_server *server;
+static struct cr_router_options options;
+static struct cr_upstream_options upstream;
+
+/* What the upstream does: a reply of "200 OK" as it is asked for, or what `text` names. */
+static void behave(struct fake *f, int fd, int nth)
+{
+    (void)nth;
+    const char *how = f->text ? f->text : "";
+    bool stream = strstr(f->request, "\"stream\":true") != NULL;
+    if (strcmp(how, "500") == 0)
+        fake_reply(fd, "500 No", "", "{}");
+    else if (strcmp(how, "hang") == 0)
+        fake_sleep(f, 3000);
+    else if (!stream)
+        fake_reply(fd, "200 OK", "", GOOD);
+    else {
+        fake_puts(fd, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: "
+                      "close\r\n\r\n" EVENT("Paris ") EVENT("it "));
+        if (strcmp(how, "cut") != 0)
+            fake_puts(fd, EVENT("is") "data: {\"choices\":[{\"index\":0,\"delta\":{},"
+                                      "\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n");
+    }
+}
+
+static void begin(void)
+{
+    struct cr_error err;
+    if (cr_router_new(&router, &options, &err) != CR_OK)
+        fail_msg("%s", err.msg);
+    struct cr_serve_options opt = {
+        .model = model, .model_name = "m", .n_ctx = 256, .router = router};
+    if (cr_server_start(&server, &opt, &err) != CR_OK)
+        fail_msg("%s", err.msg);
+}
+
+static int make(void **state)
+{
+    (void)state;
+    snprintf(folder, sizeof folder, "/tmp/crayon-serve-route-XXXXXX");
+    if (!mkdtemp(folder) || !fake_start(&fake, behave))
+        return -1;
+    snprintf(file, sizeof file, "%s/ledger.db", folder);
+    snprintf(url, sizeof url, "http://127.0.0.1:%d", fake.port);
+    upstream = (struct cr_upstream_options){
+        .url = url, .model = "big", .key = "CANARY-4711", .backoff_ms = 1};
+    options = (struct cr_router_options){
+        .rule = CR_RULE_RANDOM, .budget = 1, .upstream = &upstream, .ledger_path = file};
+    return 0;
+}
+
+static int clean(void **state)
+{
+    (void)state;
+    static const char *const ends[] = {"", "-wal", "-shm"};
+    cr_server_stop(server, 2000);
+    cr_router_free(router);
+    server = NULL;
+    router = NULL;
+    fake_stop(&fake);
+    for (int i = 0; i < 3; i++) {
+        char path[160];
+        snprintf(path, sizeof path, "%s%s", file, ends[i]);
+        remove(path);
+    }
+    return remove(folder);
+}
+
+static char *send_it(const char *body)
+{
+    return post(server, "/v1/chat/completions", body);
+}
+
+struct seen {
+    char text[512], route[16], why[512], id[64];
+    json_int_t left;
+};
+
+/* The reply to a request that is not a stream. */
+static struct seen ask(const char *extra, const char *route_header)
+{
+    char body[1024], want[64];
+    struct seen s = {0};
+    snprintf(body, sizeof body, "{\"model\":\"m\"," USER ",\"max_tokens\":6,\"temperature\":0%s}",
+             extra);
+    char *reply = send_it(body);
+    if (status_of(reply) != 200)
+        fail_msg("%s", reply);
+    snprintf(want, sizeof want, "X-Crayon-Route: %s\r\n", route_header);
+    if (!strstr(reply, want))
+        fail_msg("want %s in %s", want, reply);
+    assert_non_null(strstr(reply, "X-Request-Id: chatcmpl-"));
+    assert_null(strstr(reply, "CANARY"));
+    json_t *v = body_of(reply), *c = json_object_get(v, "crayon");
+    json_t *choice = json_array_get(json_object_get(v, "choices"), 0);
+    snprintf(s.text, sizeof s.text, "%s",
+             json_string_value(json_object_get(json_object_get(choice, "message"), "content")));
+    snprintf(s.route, sizeof s.route, "%s", json_string_value(json_object_get(c, "route")));
+    snprintf(s.why, sizeof s.why, "%s", json_string_value(json_object_get(c, "why")));
+    snprintf(s.id, sizeof s.id, "%s", json_string_value(json_object_get(v, "id")));
+    s.left = json_integer_value(json_object_get(c, "left_device_bytes"));
+    assert_string_equal(s.route, route_header);
+    json_decref(v);
+    cr_free(reply);
+    return s;
+}
+
+static struct cr_ledger_totals totals(void)
+{
+    struct cr_ledger_totals t = {0};
+    cr_ledger *l;
+    if (cr_ledger_open_read(&l, file, NULL) == CR_OK) {
+        assert_int_equal(cr_ledger_sum(l, &t, NULL), CR_OK);
+        cr_ledger_close(l);
+    }
+    return t;
+}
+
+static void test_server_answers_and_says_so(void **state)
+{
+    (void)state;
+    begin();
+    struct seen s = ask("", "server");
+    assert_string_equal(s.text, "Paris it is");
+    assert_string_equal(s.why, "the budget is 1");
+    assert_int_equal(s.left, atomic_load(&fake.n_bytes));
+    assert_non_null(strstr(fake.request, "Authorization: Bearer CANARY-4711"));
+    assert_non_null(strstr(fake.request, "\"model\":\"big\""));
+    assert_non_null(strstr(fake.request, "Hello there"));
+    assert_int_equal(totals().ok, 1);
+    /* and it can be explained */
+    cr_ledger *l;
+    assert_int_equal(cr_ledger_open_read(&l, file, NULL), CR_OK);
+    assert_int_equal(cr_ledger_find(l, s.id, NULL, NULL, NULL, NULL), CR_OK);
+    cr_ledger_close(l);
+}
+
+static void test_wishes(void **state)
+{
+    (void)state;
+    begin();
+    struct seen here = ask(",\"crayon\":{\"route\":\"device\"}", "device");
+    assert_string_equal(here.why, "asked for by the request");
+    assert_int_equal(atomic_load(&fake.n_requests), 0);
+    cr_server_stop(server, 1000);
+    cr_router_free(router);
+    options.budget = 0;
+    begin();
+    struct seen none = ask("", "device");
+    assert_string_equal(none.text, here.text);
+    assert_string_equal(none.why, "the budget is 0");
+    assert_string_equal(ask(",\"crayon\":{\"route\":\"server\"}", "server").text, "Paris it is");
+    /* what a server could not honour stays here, or is refused when the server was wished for */
+    struct seen tools = ask(",\"response_format\":{\"type\":\"json_object\"}", "device");
+    assert_non_null(strstr(tools.why, "schemas"));
+    char *reply = send_it("{\"model\":\"m\"," USER ",\"n\":2,\"crayon\":{\"route\":\"server\"}}");
+    assert_int_equal(status_of(reply), 400);
+    cr_free(reply);
+    reply = send_it("{\"model\":\"m\"," USER ",\"crayon\":{\"route\":\"cloud\"}}");
+    assert_int_equal(status_of(reply), 400);
+    cr_free(reply);
+}
+
+static void test_42_device_answers_when_the_server_fails(void **state)
+{
+    (void)state;
+    begin();
+    struct seen here = ask(",\"crayon\":{\"route\":\"device\"}", "device");
+    fake.text = "500";
+    struct seen failed = ask("", "device");
+    assert_string_equal(failed.text, here.text);
+    assert_non_null(strstr(failed.why, "upstream failed: after 3 tries: upstream: HTTP 500"));
+    assert_int_equal(totals().failed, 1);
+    /* a stream too: nothing of it is lost */
+    char *reply =
+        send_it("{\"model\":\"m\"," USER ",\"max_tokens\":6,\"temperature\":0,\"stream\":true}");
+    assert_non_null(strstr(reply, "X-Crayon-Route: device"));
+    assert_non_null(strstr(reply, "upstream failed"));
+    assert_non_null(strstr(reply, "data: [DONE]"));
+    cr_free(reply);
+}
+
+static void test_streams(void **state)
+{
+    (void)state;
+    begin();
+    static const char body[] =
+        "{\"model\":\"m\"," USER ",\"max_tokens\":6,\"stream\":true,\"stop\":[\" is\"]}";
+    char *reply = send_it(body);
+    assert_int_equal(status_of(reply), 200);
+    assert_non_null(strstr(reply, "X-Crayon-Route: server"));
+    assert_non_null(
+        strstr(reply, "\"content\":\"Paris \"") ? reply : strstr(reply, "\"content\":\"Paris\""));
+    assert_null(strstr(reply, " is\"")); /* the request's stop string holds for the server too */
+    assert_non_null(strstr(reply, "\"finish_reason\":\"stop\""));
+    assert_non_null(strstr(reply, "\"route\":\"server\""));
+    assert_non_null(strstr(reply, "data: [DONE]"));
+    cr_free(reply);
+    /* cut in the middle: an error in the stream, and no [DONE] as if all were well */
+    fake.text = "cut";
+    reply = send_it("{\"model\":\"m\"," USER ",\"max_tokens\":6,\"stream\":true}");
+    assert_int_equal(status_of(reply), 200);
+    assert_non_null(strstr(reply, "broke off"));
+    assert_null(strstr(reply, "[DONE]"));
+    cr_free(reply);
+}
+
+/* Attack 34 for the way out: the client goes, the server is not waited for. */
+static void test_client_goes_away(void **state)
+{
+    (void)state;
+    fake.text = "hang";
+    begin();
+    static const char body[] = "{\"model\":\"m\"," USER ",\"max_tokens\":2,\"stream\":true}";
+    int fd = dial(server);
+    post_on(fd, "/v1/chat/completions", body);
+    for (int i = 0; i < 500 && atomic_load(&fake.n_requests) == 0 && totals().pending == 0; i++)
+        fake_sleep(&fake, 10);
+    close(fd);
+    for (int i = 0; i < 200 && totals().failed == 0; i++)
+        fake_sleep(&fake, 10);
+    assert_int_equal(totals().failed, 1);
+}
+
+static void *ask_often(void *ud)
+{
+    for (int i = 0; i < 6; i++) {
+        char *reply =
+            send_it(i % 2 ? "{\"model\":\"m\"," USER ",\"max_tokens\":3}"
+                          : "{\"model\":\"m\"," USER ",\"max_tokens\":3,\"stream\":true}");
+        if (status_of(reply) != 200)
+            atomic_fetch_add((atomic_int *)ud, 1);
+        cr_free(reply);
+    }
+    return NULL;
+}
+
+static void test_many_at_a_time(void **state)
+{
+    (void)state;
+    enum { N = 4 };
+    pthread_t t[N];
+    atomic_int bad = 0;
+    options.budget = 0.5;
+    begin();
+    for (int i = 0; i < N; i++)
+        assert_int_equal(pthread_create(&t[i], NULL, ask_often, &bad), 0);
+    for (int i = 0; i < N; i++)
+        pthread_join(t[i], NULL);
+    assert_int_equal(atomic_load(&bad), 0);
+    struct cr_ledger_totals sum = totals();
+    assert_int_equal(sum.pending, 0);
+    assert_int_equal(sum.bytes_out, atomic_load(&fake.n_bytes));
+}
+
+static void test_page_and_ledger(void **state)
+{
+    (void)state;
+    static const char *const paths[] = {"/", "/console.css", "/console.js"};
+    static const char *const types[] = {"text/html", "text/css", "text/javascript"};
+    setenv("XDG_STATE_HOME", folder, 1);
+    begin();
+    for (int i = 0; i < 3; i++) {
+        char request[128], want[64];
+        snprintf(request, sizeof request,
+                 "GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", paths[i]);
+        int fd = dial(server);
+        send_text(fd, request);
+        char *reply = read_all(fd);
+        assert_int_equal(status_of(reply), 200);
+        snprintf(want, sizeof want, "Content-Type: %s", types[i]);
+        assert_non_null(strstr(reply, want));
+        assert_non_null(strstr(reply, "Content-Security-Policy: default-src 'none'; script-src "
+                                      "'self'; style-src 'self'"));
+        /* nothing from elsewhere: the one address is the name of SVG */
+        for (const char *p = reply; (p = strstr(p, "http")) != NULL; p++)
+            assert_true(strncmp(p, "http://www.w3.org/2000/svg", 26) == 0 ||
+                        (p[4] != ':' && p[4] != 's'));
+        assert_null(strstr(reply, "unsafe-inline"));
+        if (i == 0)
+            assert_null(strstr(reply, "style=\""));
+        cr_free(reply);
+    }
+    int fd = dial(server);
+    send_text(fd, "GET /v1/crayon/ledger HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    char *reply = read_all(fd);
+    assert_int_equal(status_of(reply), 200);
+    assert_non_null(strstr(reply, "{\"entries\":[],\"totals\":{\"rows\":0"));
+    cr_free(reply);
+    unsetenv("XDG_STATE_HOME");
+}
+
+int main(void)
+{
+#define T(name) cmocka_unit_test_setup_teardown(name, make, clean)
+    const struct CMUnitTest tests[] = {
+        T(test_server_answers_and_says_so),
+        T(test_wishes),
+        T(test_42_device_answers_when_the_server_fails),
+        T(test_streams),
+        T(test_client_goes_away),
+        T(test_many_at_a_time),
+        T(test_page_and_ledger),
+    };
+    return cmocka_run_group_tests(tests, open_model, close_model);
+}
