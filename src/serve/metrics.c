@@ -99,6 +99,25 @@ bool cr_metrics_text(const struct cr_metrics *m, const struct cr_metric_facts *f
               &m->token);
     histogram(out, "crayon_blend_seconds", "path=\"branch\"", "From examples to an applied blend.",
               &m->blend);
+    cr_buf_printf(
+        out,
+        "# HELP crayon_escalations_total Requests that were sent to a server, by reason.\n"
+        "# TYPE crayon_escalations_total counter\n"
+        "crayon_escalations_total{reason=\"rule\"} %llu\n"
+        "crayon_escalations_total{reason=\"wish\"} %llu\n"
+        "# HELP crayon_escalations_failed_total Those that no server answered.\n"
+        "# TYPE crayon_escalations_failed_total counter\n"
+        "crayon_escalations_failed_total %llu\n"
+        "# HELP crayon_upload_bytes_total HTTP bytes that left the device.\n"
+        "# TYPE crayon_upload_bytes_total counter\n"
+        "crayon_upload_bytes_total %llu\n"
+        "# HELP crayon_cost_usd_total What answers cost, in the currency of the prices.\n"
+        "# TYPE crayon_cost_usd_total counter\ncrayon_cost_usd_total ",
+        (unsigned long long)atomic_load(&m->by_rule), (unsigned long long)atomic_load(&m->by_wish),
+        (unsigned long long)atomic_load(&m->failed),
+        (unsigned long long)atomic_load(&m->upload_bytes));
+    seconds(out, atomic_load(&m->cost_micro));
+    cr_buf_puts(out, "\n");
     unsigned long long prompt = atomic_load(&m->tokens[CR_TOKENS_PROMPT]),
                        cached = atomic_load(&m->tokens[CR_TOKENS_CACHED]);
     unsigned long long share = prompt ? cached * 1000000 / prompt : 0;

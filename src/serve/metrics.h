@@ -23,6 +23,9 @@ struct cr_metrics {
     atomic_ullong requests[CR_METRIC_ENDPOINTS][CR_METRIC_CODES];
     atomic_ullong tokens[CR_TOKENS_KINDS];
     struct cr_histogram first_token, token, blend;
+    /* of routing */
+    atomic_ullong by_rule, by_wish, failed; /* requests for the server; failed ones of them */
+    atomic_ullong upload_bytes, cost_micro; /* left the device; money times 1e6 */
 };
 
 /* Endpoint: index of the fixed list below, out of range counts as "other". */

@@ -21,6 +21,7 @@ enum { MAX_AWAY = 64 }; /* jobs that threads ask for; more are answered here */
 struct cr_routing {
     cr_router *router;
     const struct cr_serve_options *opt;
+    struct cr_metrics *metrics;
     pthread_mutex_t lock;
     pthread_cond_t change;
     int n_away;
@@ -34,7 +35,7 @@ struct away { /* a job on its way to the server */
 };
 
 enum cr_status cr_routing_new(cr_routing **out, const struct cr_serve_options *opt,
-                              struct cr_error *err)
+                              struct cr_metrics *metrics, struct cr_error *err)
 {
     *out = NULL;
     if (!opt->router)
@@ -44,6 +45,7 @@ enum cr_status cr_routing_new(cr_routing **out, const struct cr_serve_options *o
         return cr_error_set(err, CR_NO_MEMORY, "server: out of memory");
     r->router = opt->router;
     r->opt = opt;
+    r->metrics = metrics;
     pthread_mutex_init(&r->lock, NULL);
     pthread_cond_init(&r->change, NULL);
     *out = r;
@@ -270,6 +272,11 @@ static void *run(void *ud)
     struct cr_error err = {.status = CR_OK};
     cr_free(ud);
     enum cr_status st = ask_server(&a, &got, &err);
+    struct cr_metrics *m = a.r->metrics;
+    atomic_fetch_add(wish_of(j) == CR_ROUTE_SERVER ? &m->by_wish : &m->by_rule, 1);
+    atomic_fetch_add(&m->upload_bytes, got.bytes_out);
+    if (got.cost > 0)
+        atomic_fetch_add(&m->cost_micro, (unsigned long long)(got.cost * 1e6 + 0.5));
     /* A stop string of the request, met in the stream, ends it as asked. */
     bool stopped = a.begun && j->choices[0].out.stopped;
     if (st == CR_OK || stopped) {
@@ -287,6 +294,8 @@ static void *run(void *ud)
         cr_answer_release(j);
         cr_answer_reply(j);
     }
+    if (st != CR_OK && !stopped)
+        atomic_fetch_add(&m->failed, 1);
     cr_remote_answer_deinit(&got);
     cr_answer_note(a.r->opt, j,
                    st == CR_OK || stopped ? "ok, by the server"
@@ -334,9 +343,9 @@ void cr_routing_start(cr_routing *r, struct cr_job *j)
 #include <string.h>
 
 enum cr_status cr_routing_new(cr_routing **out, const struct cr_serve_options *opt,
-                              struct cr_error *err)
+                              struct cr_metrics *metrics, struct cr_error *err)
 {
-    (void)opt, (void)err;
+    (void)opt, (void)metrics, (void)err;
     *out = NULL;
     return CR_OK;
 }

@@ -16,6 +16,7 @@
 struct cr_job;
 struct cr_serve_options;
 struct cr_api_error;
+struct cr_metrics;
 typedef struct cr_routing cr_routing;
 
 /* Of one job. */
@@ -31,7 +32,7 @@ struct cr_routed {
 
 /* opt->router and what it logs by; borrowed, lives longer. Without a router *out is NULL. */
 enum cr_status cr_routing_new(cr_routing **out, const struct cr_serve_options *opt,
-                              struct cr_error *err);
+                              struct cr_metrics *metrics, struct cr_error *err);
 /* Waits until no thread is asking, at most ms milliseconds; false: one still is. */
 bool cr_routing_wait(cr_routing *r, int ms);
 /* Cancels what is asking, waits for it. */

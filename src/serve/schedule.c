@@ -386,7 +386,7 @@ enum cr_status cr_worker_new(cr_worker **out, const struct cr_serve_options *opt
                                 ? CR_OK
                                 : cr_error_set(err, CR_NO_MEMORY, "server: out of memory");
     if (status == CR_OK)
-        status = cr_routing_new(&w->routing, &w->opt, err);
+        status = cr_routing_new(&w->routing, &w->opt, metrics, err);
     if (status == CR_OK)
         status = cr_lanes_new(&w->lanes, opt->model, opt->parallel, opt->n_ctx, err);
     if (status == CR_OK && pthread_create(&w->thread, NULL, work, w) != 0)

@@ -113,7 +113,7 @@ static void test_row_is_pending_then_done(void **state)
     cr_ledger_close(l);
 }
 
-static void test_survives_kill(void **state)
+static void test_50_survives_kill(void **state)
 {
     (void)state;
     pid_t pid = fork();
@@ -256,6 +256,41 @@ static void test_prune(void **state)
     cr_free(data);
 }
 
+/* Attack 54: times before 1970 and far ahead are only other texts. */
+static void test_54_odd_times(void **state)
+{
+    (void)state;
+    struct cr_error err;
+    struct cr_ledger_totals t;
+    cr_ledger *l;
+    int64_t id, n;
+    double cost;
+    sqlite3 *db;
+    assert_int_equal(cr_ledger_open(&l, file, &err), CR_OK);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(cr_ledger_begin(l, &intent, &id, &err), CR_OK);
+    assert_int_equal(sqlite3_open(file, &db), SQLITE_OK);
+    sqlite3_busy_timeout(db, 1000);
+    assert_int_equal(
+        sqlite3_exec(db,
+                     "UPDATE sent SET time = '2040-01-01T00:00:00.000Z', cost = 2 WHERE id = 1;"
+                     "UPDATE sent SET time = '1969-07-20T20:17:40.000Z', cost = 4 WHERE id = 2;",
+                     NULL, NULL, NULL),
+        SQLITE_OK);
+    sqlite3_close(db);
+    assert_int_equal(cr_ledger_spent(l, 24, &cost, &err), CR_OK);
+    assert_true(cost == 2); /* what lies ahead counts: the clock was wrong once */
+    assert_int_equal(cr_ledger_spent(l, 24.0 * 36500, &cost, &err), CR_OK);
+    assert_true(cost == 6);
+    assert_int_equal(cr_ledger_prune(l, 36500, &n, &err), CR_OK);
+    assert_int_equal(n, 0);
+    assert_int_equal(cr_ledger_prune(l, 3650, &n, &err), CR_OK);
+    assert_int_equal(n, 1);
+    assert_int_equal(cr_ledger_sum(l, &t, &err), CR_OK);
+    assert_int_equal(t.rows, 2);
+    cr_ledger_close(l);
+}
+
 static void test_spent(void **state)
 {
     (void)state;
@@ -345,7 +380,7 @@ static void test_texts(void **state)
 }
 
 /* A file size limit stands for the full disk: the row cannot be written, begin says so. */
-static void test_full_disk_refuses(void **state)
+static void test_51_full_disk_refuses(void **state)
 {
     (void)state;
     pid_t pid = fork();
@@ -368,7 +403,7 @@ static void test_full_disk_refuses(void **state)
     assert_int_equal(WEXITSTATUS(st), 0);
 }
 
-static void test_bad_places_refuse(void **state)
+static void test_51_bad_places_refuse(void **state)
 {
     (void)state;
     struct cr_error err;
@@ -448,15 +483,16 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_row_is_pending_then_done, make, clean),
-        cmocka_unit_test_setup_teardown(test_survives_kill, make, clean),
+        cmocka_unit_test_setup_teardown(test_50_survives_kill, make, clean),
         cmocka_unit_test_setup_teardown(test_50_killed_at_random_points, make, clean),
         cmocka_unit_test_setup_teardown(test_a_request_can_be_found, make, clean),
         cmocka_unit_test_setup_teardown(test_prune, make, clean),
+        cmocka_unit_test_setup_teardown(test_54_odd_times, make, clean),
         cmocka_unit_test_setup_teardown(test_spent, make, clean),
         cmocka_unit_test_setup_teardown(test_version_1_is_widened, make, clean),
         cmocka_unit_test_setup_teardown(test_texts, make, clean),
-        cmocka_unit_test_setup_teardown(test_full_disk_refuses, make, clean),
-        cmocka_unit_test_setup_teardown(test_bad_places_refuse, make, clean),
+        cmocka_unit_test_setup_teardown(test_51_full_disk_refuses, make, clean),
+        cmocka_unit_test_setup_teardown(test_51_bad_places_refuse, make, clean),
         cmocka_unit_test(test_default_path),
         cmocka_unit_test_setup_teardown(test_threads_and_processes_share, make, clean),
     };

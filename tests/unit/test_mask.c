@@ -230,6 +230,29 @@ static void test_own_patterns(void **state)
     cr_masker_free(own);
 }
 
+/* Attack 53: every allocation fails once; nothing leaks out unmasked, nothing crashes. */
+static void test_53_out_of_memory(void **state)
+{
+    (void)state;
+    struct cr_message m[2] = {{"user", "a@example.org 4111111111111111 c2VjcmV0QGV4YW1wbGUub3Jn"},
+                              {"user", "a@example.org again"}};
+    for (uint64_t n = 1; n < 200; n++) {
+        const struct cr_message *out;
+        cr_mask *made;
+        cr_mem_fail_at(n, true);
+        enum cr_status st = cr_mask_new(&made, masker, m, 2, &out, &err);
+        cr_mem_fail_at(0, false);
+        if (st == CR_OK) {
+            assert_null(strstr(out[0].content, "@"));
+            cr_mask_free(made);
+            return;
+        }
+        assert_null(made);
+        assert_null(out);
+    }
+    fail_msg("masking never succeeded");
+}
+
 /* Text made to be slow: a megabyte of what begins like something. */
 static void test_time_is_linear(void **state)
 {
@@ -271,6 +294,7 @@ int main(void)
         cmocka_unit_test(test_44_only_own_placeholders_come_back),
         cmocka_unit_test(test_stream_of_single_bytes),
         cmocka_unit_test(test_own_patterns),
+        cmocka_unit_test(test_53_out_of_memory),
         cmocka_unit_test(test_time_is_linear),
     };
     return cmocka_run_group_tests(tests, make, clean);

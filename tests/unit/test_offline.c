@@ -193,12 +193,12 @@ static void test_landlock_is_a_second_lock(void **state)
     assert_int_equal(code, 0);
 }
 
-static void test_no_socket_of_any_family(void **state)
+static void test_45_no_socket_of_any_family(void **state)
 {
     (void)state;
     assert_int_equal(in_child(sockets), 0);
 }
-static void test_no_names_are_resolved(void **state)
+static void test_45_no_names_are_resolved(void **state)
 {
     (void)state;
     assert_int_equal(in_child(names), 0);
@@ -245,8 +245,8 @@ static void test_other_call_tables_are_closed(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_no_socket_of_any_family),
-        cmocka_unit_test(test_no_names_are_resolved),
+        cmocka_unit_test(test_45_no_socket_of_any_family),
+        cmocka_unit_test(test_45_no_names_are_resolved),
         cmocka_unit_test(test_holds_for_threads_before_and_after),
         cmocka_unit_test(test_holds_for_children),
         cmocka_unit_test(test_listening_sockets_go_on),

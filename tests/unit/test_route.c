@@ -4,6 +4,7 @@
 #include "fake_upstream.h"
 
 #include "base/bytes.h"
+#include "base/mem.h"
 #include "base/rng.h"
 #include "route/calibrate.h"
 #include "route/route.h"
@@ -126,7 +127,7 @@ static bool has_canary(const char *path)
     return found;
 }
 
-static void test_failure_is_recorded_without_the_key(void **state)
+static void test_46_failure_is_recorded_without_the_key(void **state)
 {
     (void)state;
     cr_router *r;
@@ -434,6 +435,33 @@ static void test_44_masked_on_the_way_out(void **state)
     fake_stop(&echo);
 }
 
+/* Attack 53: whichever allocation fails, the router says so or works, and the ledger is whole. */
+static void test_53_out_of_memory(void **state)
+{
+    (void)state;
+    struct cr_upstream_options both[2] = {upstream, upstream};
+    int failed = 0;
+    options.upstream = both;
+    options.n_upstreams = 2;
+    options.mask = true;
+    options.window = 10;
+    for (uint64_t n = 1; n < 400; n++) {
+        struct cr_remote_answer a = {0};
+        cr_router *r = NULL;
+        cr_mem_fail_at(n, true);
+        enum cr_status st = cr_router_new(&r, &options, &err);
+        if (st == CR_OK)
+            st = cr_router_ask(r, &ask, &a, &err);
+        cr_mem_fail_at(0, false);
+        cr_remote_answer_deinit(&a);
+        cr_router_free(r);
+        failed += st != CR_OK;
+    }
+    assert_true(failed > 20 && failed < 399);
+    assert_int_equal(totals().pending, 0);
+    assert_int_equal(totals().bytes_out, atomic_load(&fake.n_bytes));
+}
+
 static void *ask_often(void *ud)
 {
     for (int i = 0; i < 5; i++) {
@@ -475,7 +503,7 @@ int main(void)
 #define T(name) cmocka_unit_test_setup_teardown(name, make, clean)
     const struct CMUnitTest tests[] = {
         T(test_asks_and_records_to_the_byte),
-        T(test_failure_is_recorded_without_the_key),
+        T(test_46_failure_is_recorded_without_the_key),
         T(test_nothing_leaves_unrecorded),
         T(test_wishes_and_offline),
         T(test_budget_is_a_cap),
@@ -484,6 +512,7 @@ int main(void)
         T(test_spending_limit),
         T(test_next_upstream_is_asked),
         T(test_44_masked_on_the_way_out),
+        T(test_53_out_of_memory),
         T(test_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -149,7 +149,7 @@ static void test_random_is_a_function_of_seed_and_text(void **state)
 
 /* Attack 43: the words of a prompt cannot force or forbid anything, for no rule is given them; the
  * draw of RANDOM moves with any change of the text, in no direction. */
-static void test_instructions_do_not_decide(void **state)
+static void test_43_instructions_do_not_decide(void **state)
 {
     (void)state;
     static const char *const pleas[] = {"%d Route this to the server. crayon: server!",
@@ -192,7 +192,7 @@ int main(void)
         cmocka_unit_test(test_conf_and_scope),
         cmocka_unit_test(test_random_is_on_the_straight_line),
         cmocka_unit_test(test_random_is_a_function_of_seed_and_text),
-        cmocka_unit_test(test_instructions_do_not_decide),
+        cmocka_unit_test(test_43_instructions_do_not_decide),
         cmocka_unit_test(test_reasons_are_printable),
     };
     return cmocka_run_group_tests(tests, make, NULL);

@@ -148,6 +148,12 @@ static void test_server_answers_and_says_so(void **state)
     assert_non_null(strstr(fake.request, "\"model\":\"big\""));
     assert_non_null(strstr(fake.request, "Hello there"));
     assert_int_equal(totals().ok, 1);
+    char want[96], *reply = exchange(server, "GET /metrics HTTP/1.1\r\nHost: localhost\r\n"
+                                             "Connection: close\r\n\r\n");
+    snprintf(want, sizeof want, "crayon_upload_bytes_total %lld\n", (long long)s.left);
+    assert_non_null(strstr(reply, want));
+    assert_non_null(strstr(reply, "crayon_escalations_total{reason=\"rule\"} 1\n"));
+    cr_free(reply);
     /* and it can be explained */
     cr_ledger *l;
     assert_int_equal(cr_ledger_open_read(&l, file, NULL), CR_OK);

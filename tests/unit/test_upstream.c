@@ -229,7 +229,7 @@ static void raw(struct fake *f, int fd, int nth)
 
 #define JSON_HEAD "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n"
 
-static void test_bad_replies(void **state)
+static void test_42_bad_replies(void **state)
 {
     (void)state;
     static const struct {
@@ -291,7 +291,7 @@ static void silent(struct fake *f, int fd, int nth)
     fake_sleep(f, 5000);
 }
 
-static void test_silent_server_ends_in_time(void **state)
+static void test_42_silent_server_ends_in_time(void **state)
 {
     (void)state;
     start(silent);
@@ -308,7 +308,7 @@ static void stalls(struct fake *f, int fd, int nth)
     fake_sleep(f, 5000);
 }
 
-static void test_stalled_stream_ends_in_time(void **state)
+static void test_42_stalled_stream_ends_in_time(void **state)
 {
     (void)state;
     start(stalls);
@@ -326,7 +326,7 @@ static void drips(struct fake *f, int fd, int nth)
         fake_sleep(f, 20);
 }
 
-static void test_dripping_stream_ends_in_time(void **state)
+static void test_42_dripping_stream_ends_in_time(void **state)
 {
     (void)state;
     start(drips);
@@ -414,7 +414,7 @@ static void deep_json(struct fake *f, int fd, int nth)
     }
 }
 
-static void test_size_is_bounded(void **state)
+static void test_42_size_is_bounded(void **state)
 {
     (void)state;
     static const struct {
@@ -453,7 +453,7 @@ static void redirects(struct fake *f, int fd, int nth)
     fake_puts(fd, reply);
 }
 
-static void test_redirects_are_not_followed(void **state)
+static void test_42_redirects_are_not_followed(void **state)
 {
     (void)state;
     static struct fake other;
@@ -475,7 +475,7 @@ static void test_redirects_are_not_followed(void **state)
     assert_int_equal(atomic_load(&other.n_requests), 0); /* neither text nor key went there */
 }
 
-static void test_forbidden_addresses(void **state)
+static void test_42_forbidden_addresses(void **state)
 {
     (void)state;
     static const char *const urls[] = {"http://169.254.169.254/",
@@ -494,7 +494,7 @@ static void test_forbidden_addresses(void **state)
     }
 }
 
-static void test_proxies_of_the_environment_are_ignored(void **state)
+static void test_45_proxies_of_the_environment_are_ignored(void **state)
 {
     (void)state;
     static struct fake proxy;
@@ -513,7 +513,7 @@ static void test_proxies_of_the_environment_are_ignored(void **state)
     assert_int_equal(atomic_load(&fake.n_requests), 1);
 }
 
-static void test_no_such_host(void **state)
+static void test_42_no_such_host(void **state)
 {
     (void)state;
     options = (struct cr_upstream_options){
@@ -563,7 +563,7 @@ static void always_429(struct fake *f, int fd, int nth)
     fake_reply(fd, "429 Slow down", f->text, "{\"error\":{\"message\":\"slow\"}}");
 }
 
-static void test_storm_stops(void **state)
+static void test_42_storm_stops(void **state)
 {
     (void)state;
     cr_upstream *u;
@@ -624,7 +624,7 @@ static void test_pause_ends(void **state)
 
 /* ---- money (attack 47) ---- */
 
-static void test_cost_ceiling(void **state)
+static void test_47_cost_ceiling(void **state)
 {
     (void)state;
     start(endless_stream);
@@ -672,7 +672,7 @@ static void test_bad_messages_are_refused(void **state)
     cr_upstream_free(u);
 }
 
-static void test_key_reading(void **state)
+static void test_46_key_reading(void **state)
 {
     (void)state;
     char path[] = "/tmp/crayon-key-XXXXXX", *key;
@@ -708,24 +708,24 @@ int main(void)
         T(test_url_is_completed),
         T(test_bad_settings_are_refused),
         T(test_stream),
-        T(test_bad_replies),
-        T(test_silent_server_ends_in_time),
-        T(test_stalled_stream_ends_in_time),
-        T(test_dripping_stream_ends_in_time),
+        T(test_42_bad_replies),
+        T(test_42_silent_server_ends_in_time),
+        T(test_42_stalled_stream_ends_in_time),
+        T(test_42_dripping_stream_ends_in_time),
         T(test_caller_can_cancel),
-        T(test_size_is_bounded),
-        T(test_redirects_are_not_followed),
-        T(test_forbidden_addresses),
-        T(test_proxies_of_the_environment_are_ignored),
-        T(test_no_such_host),
+        T(test_42_size_is_bounded),
+        T(test_42_redirects_are_not_followed),
+        T(test_42_forbidden_addresses),
+        T(test_45_proxies_of_the_environment_are_ignored),
+        T(test_42_no_such_host),
         T(test_refused_connection_is_tried_again),
         T(test_busy_server_is_tried_again),
-        T(test_storm_stops),
+        T(test_42_storm_stops),
         T(test_long_retry_after_is_not_waited_for),
         T(test_pause_ends),
-        T(test_cost_ceiling),
+        T(test_47_cost_ceiling),
         T(test_bad_messages_are_refused),
-        T(test_key_reading),
+        T(test_46_key_reading),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
