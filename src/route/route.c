@@ -215,6 +215,14 @@ void cr_router_decide(cr_router *r, const cr_palette *p, const struct cr_signals
         overrule(out, "no upstream is set");
 }
 
+const char *cr_router_closed(const cr_router *r)
+{
+    return !r->n_upstreams                         ? "no upstream is set"
+           : r->offline                            ? "offline"
+           : r->budget <= 0 && !(r->max_wrong > 0) ? "the budget is 0"
+                                                   : NULL;
+}
+
 static enum cr_status open_ledger(cr_router *r, struct cr_error *err)
 {
     pthread_mutex_lock(&r->lock);

@@ -74,6 +74,11 @@ uint64_t cr_router_seed(const cr_router *r);
 void cr_router_decide(cr_router *r, const cr_palette *p, const struct cr_signals *s,
                       enum cr_route_wish wish, struct cr_decision *out);
 
+/* Why no question leaves by rule whatever it is: no upstream, offline, a budget of 0; NULL: one
+ * may.
+ */
+const char *cr_router_closed(const cr_router *r);
+
 /* Notes a decision in the ledger, so that `crayon route explain ID` can tell it later. palette: its
  * name, or NULL. What cannot be noted is logged, no more. */
 void cr_router_note(cr_router *r, const char *request_id, const char *palette,

@@ -118,6 +118,8 @@ void cr_routing_begin(cr_routing *r, struct cr_job *j, struct cr_api_error *e)
     *d = (struct cr_routed){.confidence = NAN, .scope = NAN, .cost = NAN};
     if (!here && wish == CR_ROUTE_DEVICE)
         here = "asked for by the request";
+    if (!here && wish == CR_ROUTE_AUTO)
+        here = cr_router_closed(r->router); /* then the text need not wait */
     if (here && wish == CR_ROUTE_SERVER)
         cr_api_error_set(e, 400, "crayon.route", NULL, "crayon.route: cannot go to a server: %s",
                          here);

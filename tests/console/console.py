@@ -120,6 +120,15 @@ js("document.getElementById('prompt').value = '<img src=x onerror=alert(1)><b>bo
 wait("document.querySelectorAll('.turn.assistant .facts').length === 2", "a second answer", 120)
 print("markup in the conversation:", js("document.querySelectorAll('.turn img, .turn b').length"))
 
+# By wish to the server: who answered is shown, and the receipt.
+js("document.getElementById('route').value = 'server'; document.getElementById('prompt').value = 'What is the chemical symbol of iron?'; "
+   "document.getElementById('ask').requestSubmit()")
+wait("document.querySelectorAll('.turn.assistant .facts').length === 3", "the server's answer")
+print("route:", js("[...document.querySelectorAll('.turn.assistant')].pop().querySelector('.badge').textContent"))
+print("answer:", js("[...document.querySelectorAll('.turn.assistant')].pop().querySelector('p').textContent"))
+print("bytes left shown:", js("/\\d+ bytes left this device/.test([...document.querySelectorAll('.facts')].pop().textContent)"))
+picture("2-server")
+
 # Tabs by arrow keys.
 js("document.getElementById('tab-chat').focus()")
 key("ArrowRight", 39)
@@ -147,7 +156,7 @@ wait("document.querySelectorAll('#palette-list li').length > 1", "the palettes")
 picture("4-palettes")
 js("document.getElementById('tab-ledger').click()")
 wait("document.querySelectorAll('#totals .tile').length === 5 && document.querySelectorAll('#rows tr').length > 0", "the ledger")
-print("ledger:", js("document.querySelector('#rows tr').textContent.trim().slice(0, 60)"))
+print("ledger:", js("document.querySelector('#rows tr td.why').textContent + ', ' + document.querySelector('#rows tr td.ok').textContent"))
 picture("5-ledger")
 scheme("dark")
 js("document.getElementById('tab-chat').click()")

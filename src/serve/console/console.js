@@ -90,7 +90,7 @@
     return { box, text };
   }
   const bottom = () => { $("log").scrollTop = $("log").scrollHeight; };
-  function facts(box, c, ms, first, tokens) {
+  function facts(box, c, ms, first, tokens, pieces) {
     const f = el("div", "facts");
     const route = c && c.route === "server" ? "server" : "device";
     box.classList.add(route);
@@ -114,7 +114,7 @@
       f.append(d);
     }
     box.append(f);
-    if (tokens > 1 && ms > first) speed((tokens - 1) * 1000 / (ms - first));
+    if (pieces > 3 && tokens > 1 && ms > first) speed((tokens - 1) * 1000 / (ms - first));
   }
   async function answer() {
     const t = turn("assistant"), begin = performance.now();
@@ -132,11 +132,11 @@
       if (!d || !d.content) return;
       if (!pieces++) first = performance.now() - begin;
       text += d.content;
-      t.text.textContent = text;
+      t.text.textContent = text.trimStart();
       bottom();
     };
     try {
-      const r = await call("v1/chat/completions", { model: $("model").value, messages: talk, stream: true,
+      const r = await call("v1/chat/completions", { model: $("model").value, messages: talk, stream: true, max_tokens: 256,
         stream_options: { include_usage: true }, crayon: { route: $("route").value } }, stopper.signal);
       const reader = r.body.getReader(), utf8 = new TextDecoder();
       for (;;) {
@@ -153,7 +153,7 @@
     }
     t.box.classList.remove("wait");
     if (!text && !about) t.box.remove();
-    else facts(t.box, about, performance.now() - begin, first, tokens || pieces);
+    else facts(t.box, about, performance.now() - begin, first, tokens || pieces, pieces);
     if (text) talk.push({ role: "assistant", content: text });
     stopper = null;
     $("send").textContent = "Send";
@@ -187,7 +187,8 @@
   async function models() {
     const list = (await (await call("v1/models")).json()).data, now = $("model").value;
     $("model").replaceChildren(...list.map((m) => new Option(m.id, m.id)));
-    if (list.some((m) => m.id === now)) $("model").value = now;
+    const fitted = list.find((m) => m.parent);
+    $("model").value = list.some((m) => m.id === now) ? now : (fitted || list[0]).id;
     return list;
   }
   async function palettes() {
