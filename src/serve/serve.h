@@ -47,7 +47,7 @@ struct cr_serve_options {
     size_t max_body;          /* bytes of a request; 0: 4 MiB */
     struct cr_router *router; /* who may send questions to a server; borrowed; NULL: nobody */
     int listen_fd; /* a socket that listens already (with host and port ignored); 0: none */
-    bool log_json;            /* lines of on_request are JSON objects */
+    bool log_json; /* lines of on_request are JSON objects */
     /* Told of each finished request, on the worker's thread; may be NULL. No prompts. */
     void (*on_request)(void *ud, const char *line);
     void *ud;
