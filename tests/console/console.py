@@ -141,13 +141,18 @@ node = send("DOM.querySelector", s, nodeId=root, selector="#file")["nodeId"]
 send("DOM.setFileInputFiles", s, nodeId=node, files=[os.path.abspath(examples)])
 wait("document.getElementById('examples').value.length > 10", "the file's text")
 js("document.getElementById('blend').requestSubmit()")
-wait("document.querySelector('#blend-result .tile, #alert:not([hidden])')", "the blend", 120)
-missing = "nothing at this path" in js("document.getElementById('alert').textContent")
-if missing:
+wait("document.querySelectorAll('#blend-result .tile').length === 3 || !document.getElementById('alert').hidden", "the blend", 120)
+alert = js("document.getElementById('alert').textContent")
+missing = "nothing at this path" in alert
+if missing: # a server that is older than the page
     print("skip: this server has no /v1/crayon/blend", file=sys.stderr)
 else:
-    print("blend:", js("document.querySelector('#blend-result .tile') ? 'tiles' : document.getElementById('alert').textContent"))
-    print("weights:", js("document.querySelectorAll('.weights li').length > 1"))
+    tiles = js("[...document.querySelectorAll('#blend-result .tile')].map((t) => t.textContent)")
+    weights = js("document.querySelectorAll('.weights li').length")
+    helps = js("(([a, b]) => parseFloat(b) > parseFloat(a))([...document.querySelectorAll('#blend-result .tile b')].slice(1).map((t) => t.textContent))")
+    print("blend:", tiles, weights, file=sys.stderr)
+    if alert or len(tiles) != 3 or weights < 2 or not helps:
+        sys.exit(f"the blend does not show what it should: {alert} {tiles} {weights}")
 picture("3-fit")
 
 key("ArrowRight", 39)

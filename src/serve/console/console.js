@@ -259,13 +259,13 @@
     return ul;
   }
   function result(r) {
-    const box = $("blend-result"), tiles = el("div", "tiles"), m = r.measured || {};
+    const box = $("blend-result"), tiles = el("div", "tiles");
     box.replaceChildren();
-    if (typeof r.blend_ms === "number") tiles.append(tile(r.blend_ms.toFixed(r.blend_ms < 10 ? 1 : 0) + " ms", "from examples to palette"));
-    const score = (v) => v === null || v === undefined ? "–" : m.metric === "loss" ? Number(v).toFixed(3) : percent(v);
-    if (m.before !== undefined && m.before !== null) tiles.append(tile(score(m.before), "before, on held-out lines"), tile(score(m.after), "after"));
+    tiles.id = "blend-tiles";
+    tiles.append(tile(r.ms.toFixed(r.ms < 10 ? 1 : 0) + " ms", "from " + r.examples + " examples to a palette"));
     const list = (r.weights || []).map((w, i) => typeof w === "number" ? { name: "adapter " + i, weight: w } : w);
     box.append(tiles);
+    if (r.nearest) box.append(el("p", "small", "Nearest task that the pool was trained on: " + r.nearest));
     if (list.length) box.append(el("h3", "", "Weights"), weights(list));
     if (r.model) {
       const use = el("button", "", "Chat with " + r.model);
@@ -273,14 +273,33 @@
       box.append(use);
     }
   }
+  // Before and after, on lines that the blend has not seen: is the answer the wanted one, word for word?
+  const wanted = (e) => typeof e.answer === "number" && e.choices ? e.choices[e.answer] : e.answer;
+  const plain = (s) => String(s).trim().toLowerCase();
+  async function right(model, held) {
+    const prompt = held.map((e) => (e.context ? "Context: " + e.context + "\n" : "") + "Question: " + e.question + "\nAnswer:");
+    const r = await (await call("v1/completions", { model, prompt, temperature: 0, max_tokens: 24, stop: ["\n"] })).json();
+    return held.filter((e, i) => plain(r.choices[i].text) === plain(wanted(e))).length / held.length;
+  }
+  function split(list) { // every third labelled line is held out, at most 12
+    const held = list.filter((e) => e.question && wanted(e) !== undefined && wanted(e) !== "").filter((e, i) => i % 3 === 2).slice(0, 12);
+    return held.length < 3 ? { learn: list, held: [] } : { learn: list.filter((e) => !held.includes(e)), held };
+  }
   $("blend").addEventListener("submit", async (e) => {
     e.preventDefault();
     say("");
     $("blend-go").disabled = true;
     try {
       const list = examples($("examples").value, $("file-name").textContent);
-      result(await (await call("v1/crayon/blend", { name: $("blend-name").value, examples: list })).json());
-      await models();
+      const { learn, held } = split(list);
+      const r = await (await call("v1/crayon/blend", { name: $("blend-name").value, level: "measured", examples: learn.slice(0, 64) })).json();
+      result(r);
+      const all = await models();
+      if (held.length && r.model) {
+        const base = all.find((m) => !m.parent).id;
+        const before = await right(base, held), after = await right(r.model, held);
+        $("blend-tiles").append(tile(percent(before), "right before, on " + held.length + " held-out lines"), tile(percent(after), "right after"));
+      }
     } catch (err) { say(err.message); }
     $("blend-go").disabled = false;
   });
