@@ -12,66 +12,26 @@
  */
 #include "device.cuh"
 #include "kernels.h"
+#include "mma.cuh"
 
 #include <math.h>
 
 enum { TILE = 64, THREADS = 128 };
 #define LOG2E 1.4426950408889634f
 
-struct coords { /* of a thread in the fragments of mma.m16n8k16 */
-    int warp, lane, g, t;
-};
-
-__device__ __forceinline__ struct coords coords_of(void)
+/* Bit j: some row of the warp sees one of the columns [8 j, 8 j + 8) of a tile, which are the rows
+ * [first, first + 64) of the batch; the warp sees [lo, hi). */
+__device__ __forceinline__ uint32_t live_of(int first, int lo, int hi)
 {
-    int lane = threadIdx.x % 32;
-    struct coords c = {(int)threadIdx.x / 32, lane, lane / 4, lane % 4};
-    return c;
-}
-
-/* c [16, 8] += a [16, 16] b [16, 8] */
-__device__ __forceinline__ void mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
-{
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ uint32_t word(const bf16 *p)
-{
-    return *(const uint32_t *)p;
-}
-
-/* A fragment of rows [row, row + 16) and columns [col, col + 16) of a tile. */
-template <int LD>
-__device__ __forceinline__ void load_a(uint32_t a[4], const bf16 *tile, int row, int col,
-                                       struct coords c)
-{
-    const bf16 *p = tile + (row + c.g) * LD + col + 2 * c.t;
-    a[0] = word(p);
-    a[1] = word(p + 8 * LD);
-    a[2] = word(p + 8);
-    a[3] = word(p + 8 * LD + 8);
-}
-
-/* Two B fragments: k = rows [row, row + 16), n = columns [col, col + 16) of a row-major tile. */
-template <int LD>
-__device__ __forceinline__ void load_b_transposed(uint32_t b[4], const bf16 *tile, int row, int col,
-                                                  struct coords c)
-{
-    const bf16 *p = tile + (row + c.lane % 16) * LD + col + c.lane / 16 * 8;
-    uint32_t at = (uint32_t)__cvta_generic_to_shared(p);
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-                 : "r"(at));
+    int from = max(lo - first, 0) / 8, to = min((hi - first + 7) / 8, 8);
+    return to > from ? (0xffu >> (8 - (to - from))) << from : 0;
 }
 
 /* out [16, 64] of this warp = rows [row, row + 16) of x times the rows of y, both tiles of D
- * columns. */
+ * columns; 0 where not live. */
 template <int D, int LD>
 __device__ __forceinline__ void scores(float out[8][4], const bf16 *x, int row, const bf16 *y,
-                                       struct coords c)
+                                       uint32_t live, struct coords c)
 {
 #pragma unroll
     for (int j = 0; j < 8; j++)
@@ -82,19 +42,23 @@ __device__ __forceinline__ void scores(float out[8][4], const bf16 *x, int row, 
         load_a<LD>(a, x, row, k, c);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
+            if (!(live >> j & 1))
+                continue;
             const bf16 *p = y + (j * 8 + c.g) * LD + k + 2 * c.t;
             mma(out[j], a, word(p), word(p + 8));
         }
     }
 }
 
-/* to [16, D] += p [16, 64] times a tile [64, D] */
+/* to [16, D] += p [16, 64] times a tile [64, D], where p is live */
 template <int D, int LD>
 __device__ __forceinline__ void add_product(float to[D / 8][4], const float p[8][4],
-                                            const bf16 *tile, struct coords c)
+                                            const bf16 *tile, uint32_t live, struct coords c)
 {
 #pragma unroll
     for (int k = 0; k < 4; k++) {
+        if (!(live >> (2 * k) & 3))
+            continue;
         uint32_t a[4] = {pack(p[2 * k][0], p[2 * k][1]), pack(p[2 * k][2], p[2 * k][3]),
                          pack(p[2 * k + 1][0], p[2 * k + 1][1]),
                          pack(p[2 * k + 1][2], p[2 * k + 1][3])};
@@ -178,6 +142,17 @@ struct view { /* of one row */
     int seg, row, pre, pre_end;
 };
 
+/* The first row that any of the 16 rows of this warp sees. */
+__device__ __forceinline__ int warp_first(const struct limits *l, struct coords c)
+{
+    int r = c.warp * 16 + c.lane % 16, lo = l->seg[r];
+    if (l->pre_end[r] > l->pre[r])
+        lo = min(lo, l->pre[r]);
+    for (int i = 8; i > 0; i >>= 1)
+        lo = min(lo, __shfl_xor_sync(0xffffffffu, lo, i));
+    return lo;
+}
+
 __device__ __forceinline__ struct view view_of(const struct limits *l, int row0, int r)
 {
     struct view v = {l->seg[r], row0 + r, l->pre[r], l->pre_end[r]};
@@ -204,6 +179,7 @@ __global__ __launch_bounds__(THREADS) void forward_kernel(struct cr_flash f, bf1
     int k0 = load_limits(&l, f, row0), k_end = min(row0 + TILE, f.rows);
     const struct view see[2] = {view_of(&l, row0, own), view_of(&l, row0, own + 8)};
 
+    const int lo = warp_first(&l, c), hi = row0 + c.warp * 16 + 16;
     float acc[D / 8][4] = {}, max[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
     const float scale = LOG2E / sqrtf((float)D);
     for (; k0 < k_end; k0 += TILE) {
@@ -212,7 +188,8 @@ __global__ __launch_bounds__(THREADS) void forward_kernel(struct cr_flash f, bf1
         load_tile<D, LD>(v, qkv + qd + kd + kv * D, f.ld, k0, f.rows);
         __syncthreads();
         float s[8][4], best[2] = {-INFINITY, -INFINITY}, fix[2];
-        scores<D, LD>(s, q, c.warp * 16, k, c);
+        const uint32_t live = live_of(k0, lo, hi);
+        scores<D, LD>(s, q, c.warp * 16, k, live, c);
 #pragma unroll
         for (int j = 0; j < 8; j++)
 #pragma unroll
@@ -244,7 +221,7 @@ __global__ __launch_bounds__(THREADS) void forward_kernel(struct cr_flash f, bf1
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 acc[j][i] *= fix[i / 2];
-        add_product<D, LD>(acc, s, v, c);
+        add_product<D, LD>(acc, s, v, live, c);
     }
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -303,6 +280,7 @@ __global__ __launch_bounds__(THREADS) void dq_kernel(struct cr_flash f, const bf
     }
     int k0 = load_limits(&l, f, row0), k_end = min(row0 + TILE, f.rows);
     const struct view see[2] = {view_of(&l, row0, own), view_of(&l, row0, own + 8)};
+    const int lo = warp_first(&l, c), hi = row0 + c.warp * 16 + 16;
     const float own_lse[2] = {lse[own], lse[own + 8]}, own_delta[2] = {delta[own], delta[own + 8]};
 
     float acc[D / 8][4] = {};
@@ -313,8 +291,9 @@ __global__ __launch_bounds__(THREADS) void dq_kernel(struct cr_flash f, const bf
         load_tile<D, LD>(v, qkv + qd + kd + kv * D, f.ld, k0, f.rows);
         __syncthreads();
         float s[8][4], dp[8][4];
-        scores<D, LD>(s, q, c.warp * 16, k, c);
-        scores<D, LD>(dp, out, c.warp * 16, v, c);
+        const uint32_t live = live_of(k0, lo, hi);
+        scores<D, LD>(s, q, c.warp * 16, k, live, c);
+        scores<D, LD>(dp, out, c.warp * 16, v, live, c);
 #pragma unroll
         for (int j = 0; j < 8; j++)
 #pragma unroll
@@ -325,7 +304,7 @@ __global__ __launch_bounds__(THREADS) void dq_kernel(struct cr_flash f, const bf
                               : 0.0f;
                 s[j][i] = p * (dp[j][i] - own_delta[i / 2]) * scale;
             }
-        add_product<D, LD>(acc, s, k, c);
+        add_product<D, LD>(acc, s, k, live, c);
     }
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -350,6 +329,11 @@ __global__ __launch_bounds__(THREADS) void dkv_kernel(struct cr_flash f, const b
     const bf16 *qkv = (const bf16 *)f.qkv;
     load_tile<D, LD>(k, qkv + qd + kv * D, f.ld, k0, f.rows);
     load_tile<D, LD>(v, qkv + qd + kd + kv * D, f.ld, k0, f.rows);
+    int last = 0; /* end of what sees the keys of this warp */
+    for (int i = 0; i < 16; i++) {
+        int row = k0 + c.warp * 16 + i;
+        last = row < f.rows ? max(last, f.end[row]) : last;
+    }
     if (threadIdx.x < TILE) {
         int end = k0 + threadIdx.x < f.rows ? f.end[k0 + threadIdx.x] : 0;
         for (int i = 16; i > 0; i >>= 1)
@@ -377,8 +361,9 @@ __global__ __launch_bounds__(THREADS) void dkv_kernel(struct cr_flash f, const b
             }
             __syncthreads();
             float s[8][4], dp[8][4];
-            scores<D, LD>(s, k, c.warp * 16, q, c);
-            scores<D, LD>(dp, v, c.warp * 16, out, c);
+            const uint32_t live = live_of(q0, k0 + c.warp * 16, last);
+            scores<D, LD>(s, k, c.warp * 16, q, live, c);
+            scores<D, LD>(dp, v, c.warp * 16, out, live, c);
 #pragma unroll
             for (int j = 0; j < 8; j++)
 #pragma unroll
@@ -388,8 +373,8 @@ __global__ __launch_bounds__(THREADS) void dkv_kernel(struct cr_flash f, const b
                     s[j][i] = seen ? exp2f(s[j][i] * scale * LOG2E - lse[r]) : 0.0f;
                     dp[j][i] = s[j][i] * (dp[j][i] - delta[r]) * scale;
                 }
-            add_product<D, LD>(dv, s, out, c);
-            add_product<D, LD>(dk, dp, q, c);
+            add_product<D, LD>(dv, s, out, live, c);
+            add_product<D, LD>(dk, dp, q, live, c);
         }
     }
 #pragma unroll

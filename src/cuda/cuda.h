@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The CUDA backend as the program sees it: training steps (tune/device.h) and batches of scores
- * and embeddings (model/compute.h) on NVIDIA GPUs. docs/cuda.md.
+ * The CUDA backend as the program sees it: training steps (tune/device.h) and
+ * batches of scores and embeddings (model/compute.h) on NVIDIA GPUs.
+ * docs/cuda.md.
  */
 #ifndef CR_CUDA_H
 #define CR_CUDA_H
@@ -16,7 +17,8 @@ void cr_cuda_name(int i, char *to, size_t size);
 
 /* Training on the first n GPUs (0: all). End with device->close. */
 enum cr_status cr_cuda_train_new(struct cr_train_device **out, int n, struct cr_error *err);
-/* Scores and embeddings of m on the first GPU; m is borrowed. End with compute->close. */
+/* Scores and embeddings of m on the first GPU; m is borrowed. End with
+ * compute->close. */
 enum cr_status cr_cuda_compute_new(struct cr_compute **out, cr_model *m, struct cr_error *err);
 
 #endif

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Memory of a GPU, the frozen weights on it, uploads, and matrix products by cuBLAS. */
+/* Memory of a GPU, the frozen weights on it, uploads, and matrix products by
+ * cuBLAS. */
 #include "cuda/gpu.h"
 
 #include "base/mem.h"
@@ -62,6 +63,33 @@ static void set_sizes(struct cr_gpu *g)
     g->ld_e = g->ld[CR_STAGE_O] > g->ld[CR_STAGE_DOWN] ? g->ld[CR_STAGE_O] : g->ld[CR_STAGE_DOWN];
     g->ld_vocab = (int)up((size_t)g->m->n_vocab, 8);
     g->ldv = (int)up((size_t)g->p->n * (size_t)g->p->rank, 8);
+}
+
+/* The linears of a layer as the thin kernels see them. */
+static void set_thin(struct cr_gpu *g)
+{
+    const struct cr_lowrank *p = g->p;
+    struct cr_thin *t = &g->thin_layer;
+    g->thin = g->shape.train && p->form == CR_POOL_SHARED && p->rank == 8;
+    *t = (struct cr_thin){.n = p->n, .s = p->scale};
+    for (int s = 0; s < CR_STAGE_COUNT; s++) {
+        const struct cr_stage_shape *st = &p->stage[s];
+        struct cr_thin_stage *to = &g->thin_stage[s];
+        *to = (struct cr_thin_stage){st->n_lins, (int)st->n_out, (int)st->n_u, {{0}}};
+        g->thin_begin[s] = t->total;
+        for (int i = 0; i < st->n_lins; i++) {
+            to->lin[i] =
+                (struct cr_thin_lin){(int)st->out_at[i], (int)st->lin_out[i],
+                                     (int)(st->u_at[i] - st->n_out), st->target[i] ? t->total : -1};
+            if (!st->target[i])
+                continue;
+            t->at[t->n_lins] = t->total;
+            t->size[t->n_lins] = (int)(p->r * st->lin_out[i]);
+            t->from[t->n_lins] = st->b_at[i];
+            t->total += t->size[t->n_lins++];
+        }
+    }
+    g->thin_begin[CR_STAGE_COUNT] = t->total;
 }
 
 static void carve_weights(struct cr_gpu *g, struct carver *c)
@@ -131,13 +159,18 @@ static void carve_scratch(struct cr_gpu *g, struct carver *c)
     size_t chunks = (t + r) / CR_CHUNK_ROWS + g->shape.n_groups;
     for (int s = 0; s < CR_STAGE_COUNT; s++)
         lins = most(lins, (size_t)n_targets(&g->p->stage[s]));
+    g->da_step = chunks * n;
+    size_t thin = g->thin && back ? (size_t)g->thin_layer.total : 0;
+    size_t wide = g->thin ? 0 : lins * t * (size_t)g->ldv, splits = g->thin ? CR_THIN_SPLITS : 1;
     size_t logit_rows = r < CR_GPU_LOGIT_ROWS ? r : CR_GPU_LOGIT_ROWS;
     g->last = carve(c, r * e, 2);
     g->o_rows = carve(c, r * q, 2);
     g->h = carve(c, t * e, 2);
     g->y = carve(c, t * (size_t)g->ld_e, 2);
     g->hh = carve(c, t * f, 2);
-    g->v = carve(c, lins * t * (size_t)g->ldv, 2);
+    g->v = carve(c, wide, 2);
+    g->beff = carve(c, g->shape.n_groups * thin, 2);
+    g->part = carve(c, chunks * thin, sizeof(float));
     g->dh = carve(c, back * e, 2);
     g->dhh = carve(c, back * f, 2);
     g->dx = carve(c, back * (size_t)g->ld_e, 2);
@@ -145,10 +178,10 @@ static void carve_scratch(struct cr_gpu *g, struct carver *c)
     g->d_o = carve(c, back * q, 2);
     g->d_o_rows = carve(c, back_r * q, 2);
     g->dqkv = carve(c, back * (size_t)g->ld[CR_STAGE_QKV], 2);
-    g->dv = carve(c, back ? lins * t * (size_t)g->ldv : 0, 2);
+    g->dv = carve(c, back ? wide : 0, 2);
     g->delta = carve(c, back * (size_t)g->m->n_heads, sizeof(float));
-    g->da = carve(c, back ? chunks * n : 0, sizeof(float));
-    g->da_rows = carve(c, back ? chunks * n : 0, sizeof(float));
+    g->da = carve(c, back ? splits * chunks * n : 0, sizeof(float));
+    g->da_rows = carve(c, back ? splits * chunks * n : 0, sizeof(float));
     g->a = carve(c, g->shape.n_groups * n, sizeof(float));
     g->logits = carve(c, logit_rows * (size_t)g->ld_vocab, sizeof(float));
     g->dlogits = carve(c, back ? logit_rows * (size_t)g->ld_vocab : 0, 2);
@@ -165,6 +198,7 @@ static size_t carve_all(struct cr_gpu *g, char *block)
 {
     struct carver c = {block, 0};
     set_sizes(g);
+    set_thin(g);
     carve(&c, WORKSPACE, 1);
     carve_weights(g, &c);
     carve_params(g, &c);
@@ -207,7 +241,8 @@ enum cr_status cr_gpu_check(const cr_model *m, struct cr_error *err)
 
 /* ---- weights ---- */
 
-/* Waits: what comes after runs on another stream than a plain cudaMemcpy would. */
+/* Waits: what comes after runs on another stream than a plain cudaMemcpy would.
+ */
 static void put(struct cr_gpu *g, void *to, const void *from, size_t bytes)
 {
     note(g, cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, g->stream));
@@ -247,7 +282,8 @@ static void convert_rows(void *ud, size_t begin, size_t end, int thread)
     }
 }
 
-/* A matrix of the model to the GPU, through `stage` (room for it) and `rows`. */
+/* A matrix of the model to the GPU, through `stage` (room for it) and `rows`.
+ */
 static void put_matrix(struct cr_gpu *g, uint16_t *to, const struct cr_matrix *w, uint16_t *stage,
                        float *rows)
 {

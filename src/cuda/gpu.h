@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One GPU with a frozen model and a pool on it: its memory, its matrix products, and the forward
- * and backward pass of a packed batch. Everything is queued on one stream; nothing waits for the
- * GPU but cr_gpu_sync and the functions that say so. A failure is remembered, later calls do
- * nothing useful, and cr_gpu_sync returns it.
+ * One GPU with a frozen model and a pool on it: its memory, its matrix
+ * products, and the forward and backward pass of a packed batch. Everything is
+ * queued on one stream; nothing waits for the GPU but cr_gpu_sync and the
+ * functions that say so. A failure is remembered, later calls do nothing
+ * useful, and cr_gpu_sync returns it.
  *
- * Weights W_ext = [W; A] of a stage (tune/lowrank.h) and activations are bfloat16; sums, norms,
- * softmax, loss, gradients of the parameters and AdamW are float32.
+ * Weights W_ext = [W; A] of a stage (tune/lowrank.h) and activations are
+ * bfloat16; sums, norms, softmax, loss, gradients of the parameters and AdamW
+ * are float32.
  *
- * Legend: T tokens, R rows whose logits are wanted, E n_embd, Q, KV, F, V as in tune/backward.c.
+ * Legend: T tokens, R rows whose logits are wanted, E n_embd, Q, KV, F, V as in
+ * tune/backward.c.
  */
 #ifndef CR_CUDA_GPU_H
 #define CR_CUDA_GPU_H
@@ -73,6 +76,14 @@ struct cr_gpu {
     float *logits, *loss;
     uint16_t *dlogits;
     int ld[CR_STAGE_COUNT], ld_e, ld_vocab, ldv;
+    /* the thin path, of SHARED pools of rank 8 */
+    bool thin;
+    struct cr_thin thin_layer;
+    struct cr_thin_stage thin_stage[CR_STAGE_COUNT];
+    int thin_begin[CR_STAGE_COUNT + 1]; /* numbers of B_eff of each stage */
+    uint16_t *beff;
+    float *part;
+    size_t da_step;
     /* upload */
     int *host, *numbers;
     size_t n_numbers, cap_numbers;
@@ -82,8 +93,8 @@ struct cr_gpu {
 size_t cr_gpu_bytes(const cr_model *m, const struct cr_lowrank *p, const struct cr_gpu_shape *s);
 /* CR_UNSUPPORTED by name for a model that the kernels do not know. */
 enum cr_status cr_gpu_check(const cr_model *m, struct cr_error *err);
-/* Takes the memory and uploads the frozen weights; waits. m and p are borrowed. Free with
- * cr_gpu_free. */
+/* Takes the memory and uploads the frozen weights; waits. m and p are borrowed.
+ * Free with cr_gpu_free. */
 enum cr_status cr_gpu_new(struct cr_gpu **out, int device, const cr_model *m,
                           const struct cr_lowrank *p, const struct cr_gpu_shape *s,
                           struct cr_error *err);
@@ -94,13 +105,15 @@ void cr_gpu_use(struct cr_gpu *g);
 void cr_gpu_note(struct cr_gpu *g);
 enum cr_status cr_gpu_sync(struct cr_gpu *g, struct cr_error *err);
 
-/* params [n_params] to the GPU, in float32 when training, and where the products read them. Waits.
+/* params [n_params] to the GPU, in float32 when training, and where the
+ * products read them. Waits.
  */
 void cr_gpu_put_params(struct cr_gpu *g, const float *params);
 /* The same after they have changed there. */
 void cr_gpu_spread(struct cr_gpu *g);
 
-/* Room for n numbers that go to the GPU with the next cr_gpu_send: *there is where they will be. */
+/* Room for n numbers that go to the GPU with the next cr_gpu_send: *there is
+ * where they will be. */
 void *cr_gpu_take(struct cr_gpu *g, size_t n, const int **there);
 void cr_gpu_send(struct cr_gpu *g);
 
@@ -108,18 +121,19 @@ void cr_gpu_send(struct cr_gpu *g);
 int cr_gpu_chunks(struct cr_gpu *g, const size_t *begin, size_t n_groups, size_t n_rows,
                   const struct cr_chunk **chunks, const int **first, const int **group_of_row);
 
-/* Layers [0, n_layers) of a batch; returns the residual stream [T or R, E] (R behind the last
- * layer). */
+/* Layers [0, n_layers) of a batch; returns the residual stream [T or R, E] (R
+ * behind the last layer). */
 const uint16_t *cr_gpu_forward(struct cr_gpu *g, const struct cr_gpu_batch *b, int n_layers);
-/* Logits of rows [at, at + rows) of the last layer's output into g->logits; rows at most
- * CR_GPU_LOGIT_ROWS. */
+/* Logits of rows [at, at + rows) of the last layer's output into g->logits;
+ * rows at most CR_GPU_LOGIT_ROWS. */
 enum { CR_GPU_LOGIT_ROWS = 1024 };
 void cr_gpu_logits(struct cr_gpu *g, int at, int rows);
-/* Forward, loss (added to state->loss) and backward. first: gradients of adapters are written, else
- * added to. */
+/* Forward, loss (added to state->loss) and backward. first: gradients of
+ * adapters are written, else added to. */
 void cr_gpu_pass(struct cr_gpu *g, const struct cr_gpu_batch *b, bool first);
 
-/* Row-major products. C [m, n] = A B^T, A B (+ C if add) in bfloat16; C = A^T B in float32. */
+/* Row-major products. C [m, n] = A B^T, A B (+ C if add) in bfloat16; C = A^T B
+ * in float32. */
 void cr_gpu_nt(struct cr_gpu *g, size_t m, size_t n, size_t k, const uint16_t *a, int lda,
                const uint16_t *b, int ldb, uint16_t *c, int ldc);
 void cr_gpu_nt_float(struct cr_gpu *g, size_t m, size_t n, size_t k, const uint16_t *a, int lda,

@@ -543,24 +543,27 @@ void cr_k_weights(cudaStream_t s, float *a, const float *table, const int *key, 
 
 __global__ void weights_back_kernel(float *grads, const int *key, int groups, int n,
                                     const float *da, const int *begin, const float *da2,
-                                    const int *begin2)
+                                    const int *begin2, int splits, size_t step)
 {
     int at = blockIdx.x * THREADS + threadIdx.x, g = at / n, i = at % n;
     if (g >= groups)
         return;
     float sum = 0;
     for (int c = begin[g]; c < begin[g + 1]; c++)
-        sum += da[(size_t)c * n + i];
+        for (int k = 0; k < splits; k++)
+            sum += da[k * step + (size_t)c * n + i];
     for (int c = begin2[g]; c < begin2[g + 1]; c++)
-        sum += da2[(size_t)c * n + i];
+        for (int k = 0; k < splits; k++)
+            sum += da2[k * step + (size_t)c * n + i];
     grads[(size_t)key[g] * n + i] += sum;
 }
 
 void cr_k_weights_back(cudaStream_t s, float *grads, const int *key, int groups, int n,
-                       const float *da, const int *begin, const float *da2, const int *begin2)
+                       const float *da, const int *begin, const float *da2, const int *begin2,
+                       int splits, size_t step)
 {
     weights_back_kernel<<<blocks((size_t)groups * n, THREADS), THREADS, 0, s>>>(
-        grads, key, groups, n, da, begin, da2, begin2);
+        grads, key, groups, n, da, begin, da2, begin2, splits, step);
 }
 
 /* ---- loss ---- */

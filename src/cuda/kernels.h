@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The kernels of the CUDA backend, as C functions that launch them on a stream. bfloat16 is stored
- * as uint16_t; rows of bfloat16 matrices start on 16 bytes (every ld is a multiple of 8), sums are
- * float32. No kernel adds with atomics: each number is written by one thread in one fixed order, so
- * the same input gives the same bits.
+ * The kernels of the CUDA backend, as C functions that launch them on a stream.
+ * bfloat16 is stored as uint16_t; rows of bfloat16 matrices start on 16 bytes
+ * (every ld is a multiple of 8), sums are float32. No kernel adds with atomics:
+ * each number is written by one thread in one fixed order, so the same input
+ * gives the same bits.
  *
  * Launch errors are found by the caller (cudaPeekAtLastError).
  */
@@ -26,10 +27,12 @@ void cr_k_embed(cudaStream_t s, uint16_t *x, const uint16_t *table, const int *i
 /* h [rows, e] = RMSNorm(x) * w */
 void cr_k_norm(cudaStream_t s, uint16_t *h, const uint16_t *x, const float *w, int rows, int e,
                float eps);
-/* out [rows, e] = x[row] + y (ldy apart), h = RMSNorm(out) * w. row NULL: its own; h NULL: none. */
+/* out [rows, e] = x[row] + y (ldy apart), h = RMSNorm(out) * w. row NULL: its
+ * own; h NULL: none. */
 void cr_k_add_norm(cudaStream_t s, uint16_t *out, uint16_t *h, const uint16_t *x, const int *row,
                    const uint16_t *y, int ldy, const float *w, int rows, int e, float eps);
-/* dx [rows, lddx] = (add ? dx : 0) + gradient of h = RMSNorm(x) * w; h is made again unless NULL.
+/* dx [rows, lddx] = (add ? dx : 0) + gradient of h = RMSNorm(x) * w; h is made
+ * again unless NULL.
  */
 void cr_k_norm_back(cudaStream_t s, uint16_t *dx, int lddx, bool add, uint16_t *h,
                     const uint16_t *dh, const uint16_t *x, const float *w, int rows, int e,
@@ -41,7 +44,8 @@ void cr_k_swiglu_back(cudaStream_t s, uint16_t *gu, int ld, uint16_t *h, const u
                       int rows, int f);
 /* y[:, 0:n] += bias */
 void cr_k_bias(cudaStream_t s, uint16_t *y, int ld, const float *bias, int rows, int n);
-/* Turns the first n_heads heads of d numbers of each row to its position; rope [pos, d / 2, 2]. */
+/* Turns the first n_heads heads of d numbers of each row to its position; rope
+ * [pos, d / 2, 2]. */
 void cr_k_rope(cudaStream_t s, uint16_t *y, int ld, const float *rope, const int *pos, bool neox,
                int rows, int n_heads, int d);
 /* to [rows, n] = from[row] */
@@ -74,18 +78,73 @@ struct cr_scale {   /* of one stage */
     int ldv;        /* of v and dv: [n_lins, rows_max, ldv] */
     size_t v_step;
 };
-/* v = s a u; keep (unless NULL) gets a copy of u [rows, n_lins * u_step], ldkeep apart. */
+/* v = s a u; keep (unless NULL) gets a copy of u [rows, n_lins * u_step],
+ * ldkeep apart. */
 void cr_k_scale(cudaStream_t s, const struct cr_scale *p, const int *group, uint16_t *v,
                 const uint16_t *u, int ldu, uint16_t *keep, int ldkeep, int rows);
-/* v again; du = gradient of u; da [chunks, n] += that of a (unless NULL). du may be u. */
+/* v again; du = gradient of u; da [chunks, n] += that of a (unless NULL). du
+ * may be u. */
 void cr_k_scale_back(cudaStream_t s, const struct cr_scale *p, const struct cr_chunk *chunks,
                      int n_chunks, uint16_t *v, const uint16_t *dv, const uint16_t *u, int ldu,
                      uint16_t *du, int lddu, float *da);
+/* ---- low rank, thin: SHARED pools of rank 8 (thin.cu) ---- */
+
+struct cr_thin { /* the linears of a layer that have a low-rank part */
+    int n, n_lins;
+    float s;
+    int at[7], size[7]; /* of each in B_eff: first number, 8 * n_out */
+    int total;
+    size_t from[7]; /* of B_0 of each, from the start of the layer's parameters */
+};
+struct cr_thin_lin {   /* of a stage */
+    int out, width, u; /* first column and columns in y; first column in u */
+    int beff;          /* first number in B_eff; < 0: no low-rank part */
+};
+struct cr_thin_stage {
+    int n_lins, n_out, n_u;
+    struct cr_thin_lin lin[3];
+};
+struct cr_thin_rope { /* pairs (2 i, 2 i + 1) of the first columns are turned */
+    const float *table;
+    const int *pos;
+    int d, columns;
+};
+enum { CR_THIN_SPLITS = 16 };
+/* beff [groups, total] */
+void cr_k_thin_mix(cudaStream_t s, const struct cr_thin *p, uint16_t *beff, const float *params,
+                   const float *a, int groups);
+/* y += B_eff u, u being the columns of y behind n_out; keep (unless NULL) gets
+ * u. rope NULL: none. */
+void cr_k_thin_add(cudaStream_t s, const struct cr_thin *p, const struct cr_thin_stage *st,
+                   const struct cr_chunk *chunks, int n_chunks, const uint16_t *beff, uint16_t *y,
+                   int ld, uint16_t *keep, const struct cr_thin_rope *rope);
+/* The same for gate and up, and h = silu(gate) * up. */
+void cr_k_thin_swiglu(cudaStream_t s, const struct cr_thin *p, const struct cr_thin_stage *st,
+                      const struct cr_chunk *chunks, int n_chunks, const uint16_t *beff,
+                      uint16_t *h, uint16_t *y, int ld);
+/* du behind dy, and dB_eff of each chunk: part [chunks, total]. u may be where
+ * du goes. */
+void cr_k_thin_back(cudaStream_t s, const struct cr_thin *p, const struct cr_thin_stage *st,
+                    const struct cr_chunk *chunks, int n_chunks, const uint16_t *beff, uint16_t *dy,
+                    int ldy, const uint16_t *u, int ldu, float *part);
+/* Gradients of B for the numbers [first, first + n) of B_eff, written or added
+ * to. */
+void cr_k_thin_sum(cudaStream_t s, const struct cr_thin *p, int first_col, int n_cols, float *grads,
+                   const float *part, const struct cr_chunk *chunks, int n_chunks, const float *a,
+                   bool add);
+/* da [CR_THIN_SPLITS, da_step] of the chunks += <dB_eff, B_n> over the same
+ * numbers. */
+void cr_k_thin_weights(cudaStream_t s, const struct cr_thin *p, int first_col, int n_cols,
+                       float *da, size_t da_step, const float *part, const uint16_t *copy,
+                       int n_chunks);
+
 /* a [groups, n] = table[key] */
 void cr_k_weights(cudaStream_t s, float *a, const float *table, const int *key, int groups, int n);
-/* grads[key] += the sum of the chunks of each group, in two lists of chunks */
+/* grads[key] += the sum of the chunks of each group, in two lists of chunks,
+ * each `splits` times step apart */
 void cr_k_weights_back(cudaStream_t s, float *grads, const int *key, int groups, int n,
-                       const float *da, const int *begin, const float *da2, const int *begin2);
+                       const float *da, const int *begin, const float *da2, const int *begin2,
+                       int splits, size_t step);
 
 /* ---- attention ---- */
 
@@ -105,17 +164,20 @@ struct cr_flash {
 bool cr_k_attention_can(int head_dim);
 /* o [rows, n_heads * head_dim] */
 void cr_k_attention(cudaStream_t s, const struct cr_flash *f, uint16_t *o);
-/* dqkv [rows, ld] from d_o: gradients of q and k before they were rotated, and of v */
+/* dqkv [rows, ld] from d_o: gradients of q and k before they were rotated, and
+ * of v */
 void cr_k_attention_back(cudaStream_t s, const struct cr_flash *f, const uint16_t *o,
                          const uint16_t *d_o, uint16_t *dqkv);
 
 /* ---- loss ---- */
 
-/* Per row of logits [rows, ld]: loss = weight * -log softmax(logits)[id], d = weight * (softmax -
- * one-hot) in bfloat16, ldd apart; its columns from n to ldd are 0. d NULL: loss only. */
+/* Per row of logits [rows, ld]: loss = weight * -log softmax(logits)[id], d =
+ * weight * (softmax - one-hot) in bfloat16, ldd apart; its columns from n to
+ * ldd are 0. d NULL: loss only. */
 void cr_k_cross_entropy(cudaStream_t s, float *loss, uint16_t *d, int ldd, const float *logits,
                         int ld, int n, const int *id, const float *weight, int rows);
-/* log softmax of the targets [first[row], first[row + 1]) of each row; best: it is the argmax */
+/* log softmax of the targets [first[row], first[row + 1]) of each row; best: it
+ * is the argmax */
 void cr_k_log_softmax(cudaStream_t s, float *logprob, unsigned char *best, const float *logits,
                       int ld, int n, const int *first, const int *id, int rows);
 /* *sum += the values, in order */
@@ -133,13 +195,14 @@ struct cr_adam_args {
     float lr, lr_tail, beta1, beta2, decay, clip, fix_m, fix_v;
     size_t n, tail;
 };
-/* The norm into *state (partial: [CR_ADAM_BLOCKS] scratch), then the step; copy [n] gets the
- * parameters in bfloat16. */
+/* The norm into *state (partial: [CR_ADAM_BLOCKS] scratch), then the step; copy
+ * [n] gets the parameters in bfloat16. */
 void cr_k_adamw(cudaStream_t s, const struct cr_adam_args *a, struct cr_adam_state *state,
                 double *partial, float *params, const float *grads, float *m, float *v,
                 uint16_t *copy);
 
-/* Copies pieces of n[i] numbers from `from` + at[i] to to[i] (addresses as integers). */
+/* Copies pieces of n[i] numbers from `from` + at[i] to to[i] (addresses as
+ * integers). */
 void cr_k_spread(cudaStream_t s, const uint64_t *to, const uint64_t *at, const uint64_t *n,
                  int pieces, const uint16_t *from);
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* NCCL through dlopen: one GPU needs no NCCL, and a build needs only its header. */
+/* NCCL through dlopen: one GPU needs no NCCL, and a build needs only its
+ * header. */
 #include "cuda/nccl.h"
 
 #include "base/mem.h"

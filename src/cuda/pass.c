@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Forward and backward of a packed batch on the GPU, as tune/backward.c has them: the order and the
- * names are the same. Differences: all rows of a layer run at once; behind the last layer's
- * attention the wanted rows are gathered; the low-rank part of a linear is one product with
- * v = s a_n u, K = N r wide, whatever the form of the pool.
+ * Forward and backward of a packed batch on the GPU, as tune/backward.c has
+ * them: the order and the names are the same. Differences: all rows of a layer
+ * run at once; behind the last layer's attention the wanted rows are gathered;
+ * the low-rank part of a linear is one product with v = s a_n u, K = N r wide,
+ * whatever the form of the pool, but for SHARED pools of rank 8, which have
+ * kernels of their own (thin.cu).
  */
 #include "cuda/gpu.h"
 
@@ -64,7 +66,8 @@ static const float *norm_of(const struct cr_gpu *g, int layer, int which)
 
 /* ---- a stage, there and back ---- */
 
-/* y [rows, ldy] = x W_ext^T and the low-rank part; u is kept in keep unless NULL. */
+/* y [rows, ldy] = x W_ext^T and the low-rank part; u is kept in keep unless
+ * NULL. */
 static void stage_forward(struct cr_gpu *g, const struct cr_gpu_batch *b, int layer,
                           enum cr_stage stage, const struct rows *r, const uint16_t *x, uint16_t *y,
                           int ldy, uint16_t *keep)
@@ -74,7 +77,7 @@ static void stage_forward(struct cr_gpu *g, const struct cr_gpu_batch *b, int la
     size_t k = (size_t)sc.n * (size_t)sc.rank;
     cr_gpu_nt(g, (size_t)r->n, g->low ? st->ld : st->n_out, st->n_in, x, (int)st->n_in,
               g->w[layer][stage], (int)st->n_in, y, ldy);
-    if (!g->low)
+    if (!g->low || g->thin)
         return;
     cr_k_scale(g->stream, &sc, r->group, g->v, y + st->n_out, ldy, keep, (int)st->n_u, r->n);
     for (int i = 0, at = 0; i < st->n_lins; i++)
@@ -84,7 +87,8 @@ static void stage_forward(struct cr_gpu *g, const struct cr_gpu_batch *b, int la
                       y + st->out_at[i], ldy, true);
 }
 
-/* From dy [rows, lddy]: du behind it, gradients of B and a, then dx [rows, n_in] unless NULL. */
+/* From dy [rows, lddy]: du behind it, gradients of B and a, then dx [rows,
+ * n_in] unless NULL. */
 static void stage_back(struct cr_gpu *g, const struct cr_gpu_batch *b, int layer,
                        enum cr_stage stage, const struct rows *r, uint16_t *dy, int lddy,
                        const uint16_t *u, int ldu, uint16_t *dx, bool first)
@@ -92,14 +96,18 @@ static void stage_back(struct cr_gpu *g, const struct cr_gpu_batch *b, int layer
     const struct cr_stage_shape *st = &g->p->stage[stage];
     const struct cr_scale sc = scale_of(g, b, st);
     size_t k = (size_t)sc.n * (size_t)sc.rank, rows = (size_t)r->n;
-    for (int i = 0, at = 0; i < st->n_lins; i++)
+    if (g->thin)
+        cr_k_thin_back(g->stream, &g->thin_layer, &g->thin_stage[stage], r->chunks, r->n_chunks,
+                       g->beff, dy, lddy, u, ldu, g->part);
+    for (int i = 0, at = 0; i < st->n_lins && !g->thin; i++)
         if (st->target[i])
             cr_gpu_nt(g, rows, k, st->lin_out[i], dy + st->out_at[i], lddy,
                       g->copy + cr_lowrank_b(g->p, layer, stage, i), (int)st->lin_out[i],
                       g->dv + (size_t)at++ * sc.v_step, g->ldv);
-    cr_k_scale_back(g->stream, &sc, r->chunks, r->n_chunks, g->v, g->dv, u, ldu, dy + st->n_out,
-                    lddy, g->p->learn_weights ? r->da : NULL);
-    for (int i = 0, at = 0; i < st->n_lins; i++)
+    if (!g->thin)
+        cr_k_scale_back(g->stream, &sc, r->chunks, r->n_chunks, g->v, g->dv, u, ldu, dy + st->n_out,
+                        lddy, g->p->learn_weights ? r->da : NULL);
+    for (int i = 0, at = 0; i < st->n_lins && !g->thin; i++)
         if (st->target[i])
             cr_gpu_tn_float(g, k, st->lin_out[i], rows, g->v + (size_t)at++ * sc.v_step, g->ldv,
                             dy + st->out_at[i], lddy,
@@ -143,6 +151,39 @@ static struct cr_flash flash_of(const struct cr_gpu *g, const struct cr_gpu_batc
     };
 }
 
+/* ---- the thin path ---- */
+
+static void thin_mix(struct cr_gpu *g, const struct cr_gpu_batch *b, int layer)
+{
+    if (g->thin)
+        cr_k_thin_mix(g->stream, &g->thin_layer, g->beff,
+                      g->params + (size_t)layer * g->p->layer_size, b->a, b->n_groups);
+}
+
+/* The low-rank part of y, unless stage_forward has added it. */
+static void thin_add(struct cr_gpu *g, enum cr_stage stage, const struct rows *r, uint16_t *y,
+                     int ld, uint16_t *keep, const struct cr_thin_rope *rope)
+{
+    if (g->thin)
+        cr_k_thin_add(g->stream, &g->thin_layer, &g->thin_stage[stage], r->chunks, r->n_chunks,
+                      g->beff, y, ld, keep, rope);
+}
+
+/* Gradients of B and a from what stages [from, to) left in part. */
+static void thin_finish(struct cr_gpu *g, const struct cr_gpu_batch *b, int layer, int from, int to,
+                        const struct rows *r, bool first)
+{
+    int at = g->thin_begin[from], n = g->thin_begin[to] - at;
+    size_t layer_at = (size_t)layer * g->p->layer_size;
+    if (!g->thin)
+        return;
+    cr_k_thin_sum(g->stream, &g->thin_layer, at, n, g->grads + layer_at, g->part, r->chunks,
+                  r->n_chunks, b->a, !first);
+    if (g->p->learn_weights)
+        cr_k_thin_weights(g->stream, &g->thin_layer, at, n, r->da, g->da_step, g->part,
+                          g->copy + layer_at, r->n_chunks);
+}
+
 /* g->h holds the norm of the layer's input, and then that of its output. */
 static void layer_forward(struct cr_gpu *g, const struct cr_gpu_batch *b, int layer)
 {
@@ -153,13 +194,18 @@ static void layer_forward(struct cr_gpu *g, const struct cr_gpu_batch *b, int la
     bool train = g->shape.train;
     uint16_t *o = k->o;
 
+    thin_mix(g, b, layer);
     stage_forward(g, b, layer, CR_STAGE_QKV, &all, g->h, k->qkv, ldq, NULL);
-    if (g->m->layers[layer].bias_q) {
+    const struct cr_thin_rope turn = {g->rope, b->pos, m->head_dim, m->q_dim + m->kv_dim};
+    bool bias = m->layers[layer].bias_q, at_once = g->thin && !bias && !m->rope_neox;
+    thin_add(g, CR_STAGE_QKV, &all, k->qkv, ldq, NULL, at_once ? &turn : NULL);
+    if (bias) {
         int n = m->q_dim + 2 * m->kv_dim;
         cr_k_bias(g->stream, k->qkv, ldq, g->bias + (size_t)layer * (size_t)n, all.n, n);
     }
-    cr_k_rope(g->stream, k->qkv, ldq, g->rope, b->pos, m->rope_neox, all.n,
-              m->n_heads + m->n_kv_heads, m->head_dim);
+    if (!at_once)
+        cr_k_rope(g->stream, k->qkv, ldq, g->rope, b->pos, m->rope_neox, all.n,
+                  m->n_heads + m->n_kv_heads, m->head_dim);
     struct cr_flash flash = flash_of(g, b, layer);
     cr_k_attention(g->stream, &flash, o);
     if (is_last(g, layer)) {
@@ -167,11 +213,17 @@ static void layer_forward(struct cr_gpu *g, const struct cr_gpu_batch *b, int la
         cr_k_gather(g->stream, o, m->q_dim, k->o, m->q_dim, b->row, r.n, m->q_dim);
     }
     stage_forward(g, b, layer, CR_STAGE_O, &r, o, g->y, g->ld_e, train ? k->u_o : NULL);
+    thin_add(g, CR_STAGE_O, &r, g->y, g->ld_e, k->u_o, NULL);
     cr_k_add_norm(g->stream, k->mid, g->h, k->x, is_last(g, layer) ? b->row : NULL, g->y, g->ld_e,
                   norm_of(g, layer, 1), r.n, e, m->norm_eps);
     stage_forward(g, b, layer, CR_STAGE_GATE_UP, &r, g->h, k->gu, ldg, NULL);
-    cr_k_swiglu(g->stream, g->hh, k->gu, ldg, r.n, f);
+    if (g->thin)
+        cr_k_thin_swiglu(g->stream, &g->thin_layer, &g->thin_stage[CR_STAGE_GATE_UP], r.chunks,
+                         r.n_chunks, g->beff, g->hh, k->gu, ldg);
+    else
+        cr_k_swiglu(g->stream, g->hh, k->gu, ldg, r.n, f);
     stage_forward(g, b, layer, CR_STAGE_DOWN, &r, g->hh, g->y, g->ld_e, train ? k->u_d : NULL);
+    thin_add(g, CR_STAGE_DOWN, &r, g->y, g->ld_e, k->u_d, NULL);
     cr_k_add_norm(g->stream, is_last(g, layer) ? g->last : g->kept[layer + 1].x, g->h, k->mid, NULL,
                   g->y, g->ld_e, norm_of(g, layer + 1, 0), r.n, e, m->norm_eps);
 }
@@ -187,7 +239,8 @@ const uint16_t *cr_gpu_forward(struct cr_gpu *g, const struct cr_gpu_batch *b, i
     return n_layers < m->n_layers ? g->kept[n_layers].x : g->last;
 }
 
-/* Gradients flow into g->dx, but behind the last layer's attention into g->dx_rows. */
+/* Gradients flow into g->dx, but behind the last layer's attention into
+ * g->dx_rows. */
 static void layer_back(struct cr_gpu *g, const struct cr_gpu_batch *b, int layer, bool first)
 {
     const cr_model *m = g->m;
@@ -198,6 +251,7 @@ static void layer_back(struct cr_gpu *g, const struct cr_gpu_batch *b, int layer
     bool last = is_last(g, layer);
     uint16_t *dx = last ? g->dx_rows : g->dx, *d_o = last ? g->d_o_rows : g->d_o;
 
+    thin_mix(g, b, layer);
     stage_back(g, b, layer, CR_STAGE_DOWN, &r, dx, g->ld_e, k->u_d, (int)st[CR_STAGE_DOWN].n_u,
                g->dhh, first);
     cr_k_swiglu_back(g->stream, k->gu, ldg, g->hh, g->dhh, r.n, m->n_ff);
@@ -213,6 +267,7 @@ static void layer_back(struct cr_gpu *g, const struct cr_gpu_batch *b, int layer
                first);
     stage_add(g, layer, CR_STAGE_O, &r, dx, g->ld_e, last ? g->o_rows : k->o, first);
     if (last) {
+        thin_finish(g, b, layer, CR_STAGE_O, CR_STAGE_COUNT, &r, first);
         cudaMemsetAsync(g->d_o, 0, (size_t)all.n * (size_t)q * 2, g->stream);
         cr_k_scatter(g->stream, g->d_o, q, d_o, q, b->row, r.n, q);
         cudaMemsetAsync(g->dx, 0, (size_t)all.n * (size_t)g->ld_e * 2, g->stream);
@@ -223,6 +278,7 @@ static void layer_back(struct cr_gpu *g, const struct cr_gpu_batch *b, int layer
 
     stage_back(g, b, layer, CR_STAGE_QKV, &all, g->dqkv, ldq, k->qkv + st[CR_STAGE_QKV].n_out, ldq,
                layer > 0 ? g->dh : NULL, first);
+    thin_finish(g, b, layer, CR_STAGE_QKV, last ? CR_STAGE_O : CR_STAGE_COUNT, &all, first);
     if (layer > 0)
         cr_k_norm_back(g->stream, g->dx, g->ld_e, true, g->h, g->dh, k->x, norm_of(g, layer, 0),
                        all.n, e, m->norm_eps);
@@ -263,11 +319,13 @@ void cr_gpu_pass(struct cr_gpu *g, const struct cr_gpu_batch *b, bool first)
     size_t n = (size_t)g->p->n;
     cr_gpu_forward(g, b, g->m->n_layers);
     loss_and_dx(g, b);
-    cudaMemsetAsync(g->da, 0, (size_t)b->n_chunks * n * sizeof *g->da, g->stream);
-    cudaMemsetAsync(g->da_rows, 0, (size_t)b->n_row_chunks * n * sizeof *g->da_rows, g->stream);
+    int splits = g->thin ? CR_THIN_SPLITS : 1;
+    size_t da = (size_t)splits * g->da_step * sizeof *g->da;
+    cudaMemsetAsync(g->da, 0, da, g->stream);
+    cudaMemsetAsync(g->da_rows, 0, da, g->stream);
     for (int l = g->m->n_layers; l-- > 0;)
         layer_back(g, b, l, first);
     if (g->p->learn_weights)
         cr_k_weights_back(g->stream, g->grads + g->p->weights_at, b->key, b->n_groups, (int)n,
-                          g->da, b->begin, g->da_rows, b->row_begin);
+                          g->da, b->begin, g->da_rows, b->row_begin, splits, g->da_step);
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Scores and embeddings on a GPU: the forward pass over packed batches, with a delta as a pool of
- * one adapter. The delta is uploaded when it is not the one of the last call.
+ * Scores and embeddings on a GPU: the forward pass over packed batches, with a
+ * delta as a pool of one adapter. The delta is uploaded when it is not the one
+ * of the last call.
  */
 #include "base/mem.h"
 #include "cuda/cuda.h"
@@ -48,7 +49,8 @@ static enum cr_status set_rank(struct scores *s, int rank, struct cr_error *err)
     return cr_gpu_new(&s->gpu, 0, s->m, &s->low, &shape, err);
 }
 
-/* The pair of a linear into the parameters: A as it is, B transposed, both filled up with 0. */
+/* The pair of a linear into the parameters: A as it is, B transposed, both
+ * filled up with 0. */
 static void put_pair(struct scores *s, const struct cr_low_rank *pair, int layer,
                      enum cr_stage stage, int i)
 {
@@ -88,7 +90,8 @@ static enum cr_status set_delta(struct scores *s, const cr_delta *d, struct cr_e
     return CR_OK;
 }
 
-/* The tokens, and as rows those that are wanted: wanted [n] gives the row of each, -1: none. */
+/* The tokens, and as rows those that are wanted: wanted [n] gives the row of
+ * each, -1: none. */
 static struct cr_gpu_batch put_tokens(struct cr_gpu *g, const struct cr_batch_token *tokens,
                                       size_t n, int32_t *wanted)
 {

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Training steps on one or more GPUs. Micro-batch k of a step runs on GPU k mod n; each GPU is fed
- * by a thread of its own and adds up its gradients, NCCL adds them over the GPUs, and every GPU
- * makes the same AdamW step on its copy of the parameters.
+ * Training steps on one or more GPUs. Micro-batch k of a step runs on GPU k mod
+ * n; each GPU is fed by a thread of its own and adds up its gradients, NCCL
+ * adds them over the GPUs, and every GPU makes the same AdamW step on its copy
+ * of the parameters.
  */
 #include "base/mem.h"
 #include "cuda/cuda.h"
