@@ -15,6 +15,13 @@
 #ifdef CRAYON_JSON
 #include <jansson.h>
 
+/* Of a line that waits for its batch on a device. */
+struct waiting {
+    int32_t *prompt, *completion;
+    size_t n_prompt, n, first;
+    float *logprobs;
+};
+
 struct scoring {
     const struct cr_args *a;
     struct cr_setup setup;
@@ -22,6 +29,8 @@ struct scoring {
     struct cr_lines lines;
     struct cr_buf out;
     size_t n_lines, n_tokens;
+    struct waiting *waiting; /* with a device */
+    size_t n_waiting, cap_waiting, waiting_tokens;
     struct cr_error err;
 };
 
@@ -117,6 +126,83 @@ static enum cr_status score_ids(struct scoring *s, const int32_t *prompt, size_t
     return st;
 }
 
+/* ---- with a device: lines wait until they make a batch ---- */
+
+enum { BATCH_TOKENS = 1 << 14 };
+
+static void free_waiting(struct scoring *s)
+{
+    for (size_t i = 0; i < s->n_waiting; i++) {
+        cr_free(s->waiting[i].prompt);
+        cr_free(s->waiting[i].completion);
+        cr_free(s->waiting[i].logprobs);
+    }
+    s->n_waiting = s->waiting_tokens = 0;
+}
+
+static enum cr_status flush(struct scoring *s)
+{
+    struct cr_score_job *jobs = cr_alloc0(s->n_waiting, sizeof *jobs);
+    size_t n = 0;
+    enum cr_status st = jobs ? CR_OK : cr_error_set(&s->err, CR_NO_MEMORY, "score: out of memory");
+    for (size_t i = 0; !st && i < s->n_waiting; i++) {
+        const struct waiting *w = &s->waiting[i];
+        if (w->n > w->first) /* the first of an empty prompt has none */
+            jobs[n++] = (struct cr_score_job){w->first ? w->completion : w->prompt,
+                                              w->completion + w->first,
+                                              w->first ? 1 : w->n_prompt,
+                                              w->n - w->first,
+                                              w->logprobs + w->first,
+                                              true};
+    }
+    if (!st && n)
+        st = cr_score_jobs(s->setup.model, s->setup.delta, jobs, n, &s->err);
+    for (size_t i = 0, k = 0; !st && i < s->n_waiting; i++) {
+        const struct waiting *w = &s->waiting[i];
+        bool is_greedy = w->n > w->first ? jobs[k++].is_greedy : true;
+        st = print_scores(s, w->completion, w->logprobs, w->n, w->first, is_greedy);
+    }
+    cr_free(jobs);
+    free_waiting(s);
+    return st;
+}
+
+/* Takes the ids over. */
+static enum cr_status wait_ids(struct scoring *s, int32_t *prompt, size_t n_prompt,
+                               int32_t *completion, size_t n)
+{
+    size_t most = (size_t)cr_model_info(s->setup.model)->n_ctx_train;
+    struct waiting w = {prompt, completion, n_prompt, n, n_prompt ? 0 : 1, NULL};
+    enum cr_status st = CR_OK;
+    if (!n_prompt && !n)
+        st = cr_lines_bad(&s->lines, CR_FORMAT, &s->err, "prompt and completion are empty");
+    else if (n_prompt + n > most)
+        st = cr_lines_bad(&s->lines, CR_LIMIT, &s->err,
+                          "prompt and completion have %zu tokens, the context holds %zu",
+                          n_prompt + n, most);
+    if (!st && s->n_waiting == s->cap_waiting) {
+        size_t cap = s->cap_waiting ? 2 * s->cap_waiting : 256;
+        struct waiting *v = cr_realloc(s->waiting, cap, sizeof *v);
+        if (v) {
+            s->waiting = v;
+            s->cap_waiting = cap;
+        }
+    }
+    w.logprobs = st ? NULL : cr_alloc(n, sizeof *w.logprobs);
+    if (!st && (!w.logprobs || s->n_waiting == s->cap_waiting))
+        st = cr_lines_bad(&s->lines, CR_NO_MEMORY, &s->err, "out of memory");
+    if (st) {
+        cr_free(w.logprobs);
+        cr_free(prompt);
+        cr_free(completion);
+        return st;
+    }
+    s->waiting[s->n_waiting++] = w;
+    s->n_tokens += n_prompt + n;
+    s->waiting_tokens += n_prompt + n;
+    return s->waiting_tokens < BATCH_TOKENS ? CR_OK : flush(s);
+}
+
 static enum cr_status score_line(struct scoring *s, const char *line, size_t len)
 {
     json_error_t je;
@@ -136,8 +222,12 @@ static enum cr_status score_line(struct scoring *s, const char *line, size_t len
         st = ids_of(s, prompt, "prompt", CR_TOKENIZE_BOS, &p, &n_p);
     if (!st)
         st = ids_of(s, completion, "completion", 0, &c, &n_c);
-    if (!st)
+    if (!st && s->setup.compute) {
+        st = wait_ids(s, p, n_p, c, n_c);
+        p = c = NULL;
+    } else if (!st) {
         st = score_ids(s, p, n_p, c, n_c);
+    }
     cr_free(p);
     cr_free(c);
     json_decref(o);
@@ -165,6 +255,14 @@ static enum cr_status score_all(struct scoring *s)
         st = score_line(s, line, len);
         s->n_lines++;
     }
+    if (s->n_waiting && (!st || st != CR_NO_MEMORY)) { /* also what stands before a bad line */
+        struct cr_error bad = s->err;
+        enum cr_status last = flush(s);
+        if (st)
+            s->err = bad;
+        else
+            st = last;
+    }
     cr_lines_close(&s->lines);
     return st;
 }
@@ -181,6 +279,8 @@ int cr_cli_score(const struct cr_args *a)
     }
     if (!st)
         cr_summary(cr_model_info(s.setup.model), s.n_tokens, 1e3 * (cr_now() - start), 0, 0, NULL);
+    free_waiting(&s);
+    cr_free(s.waiting);
     cr_session_free(s.session);
     cr_setup_close(&s.setup);
     cr_buf_deinit(&s.out);

@@ -511,3 +511,86 @@ enum cr_status cr_score_tokens(cr_session *s, const int32_t *prompt, size_t n_pr
     cr_free(tokens);
     return st;
 }
+
+/* ---- many completions, on a device ---- */
+
+struct packed {
+    struct cr_batch_token *tokens;
+    struct cr_target *targets;
+    float *logprob;
+    bool *best;
+    size_t n_tokens, n_targets;
+};
+
+/* Its tokens as a segment of their own, its completion as targets; the last token is not run. */
+static void pack_job(struct packed *p, const struct cr_score_job *j)
+{
+    size_t begin = p->n_tokens;
+    for (size_t i = 0; i + 1 < j->n_prompt + j->n; i++) {
+        bool want = i + 1 >= j->n_prompt;
+        if (want)
+            p->targets[p->n_targets++] =
+                (struct cr_target){j->completion[i + 1 - j->n_prompt], (uint32_t)p->n_tokens};
+        p->tokens[p->n_tokens++] = (struct cr_batch_token){
+            .id = i < j->n_prompt ? j->prompt[i] : j->completion[i - j->n_prompt],
+            .pos = (int32_t)i,
+            .seg_begin = (int32_t)begin,
+            .want = want};
+    }
+}
+
+/* Jobs [from, to) in one batch. */
+static enum cr_status run_jobs(struct cr_compute *c, const cr_delta *delta,
+                               struct cr_score_job *jobs, size_t from, size_t to, size_t n_tokens,
+                               struct cr_error *err)
+{
+    struct packed p = {cr_alloc(n_tokens, sizeof *p.tokens),
+                       cr_alloc(n_tokens, sizeof *p.targets),
+                       cr_alloc(n_tokens, sizeof *p.logprob),
+                       cr_alloc(n_tokens, sizeof *p.best),
+                       0,
+                       0};
+    enum cr_status st = CR_OK;
+    if (!p.tokens || !p.targets || !p.logprob || !p.best)
+        st = cr_error_set(err, CR_NO_MEMORY, "score: out of memory for %zu tokens", n_tokens);
+    for (size_t i = from; !st && i < to; i++)
+        pack_job(&p, &jobs[i]);
+    if (!st)
+        st = c->score(c, delta, p.tokens, p.n_tokens, p.targets, p.n_targets, p.logprob, p.best,
+                      err);
+    for (size_t i = from, at = 0; !st && i < to; i++) {
+        jobs[i].is_greedy = true;
+        for (size_t k = 0; k < jobs[i].n; k++, at++) {
+            jobs[i].logprobs[k] = p.logprob[at];
+            jobs[i].is_greedy &= p.best[at];
+        }
+    }
+    cr_free(p.best);
+    cr_free(p.logprob);
+    cr_free(p.targets);
+    cr_free(p.tokens);
+    return st;
+}
+
+enum cr_status cr_score_jobs(cr_model *m, const cr_delta *delta, struct cr_score_job *jobs,
+                             size_t n_jobs, struct cr_error *err)
+{
+    enum cr_status st = CR_OK;
+    for (size_t i = 0; i < n_jobs; i++)
+        if (!jobs[i].n_prompt || !jobs[i].n)
+            return cr_error_set(err, CR_INVALID,
+                                "score: want at least one token of prompt and of completion, found "
+                                "%zu and %zu",
+                                jobs[i].n_prompt, jobs[i].n);
+    for (size_t from = 0, to; !st && from < n_jobs; from = to) {
+        size_t n = 0;
+        for (to = from; to < n_jobs; to++) {
+            size_t more = jobs[to].n_prompt + jobs[to].n - 1;
+            if (to > from && n + more > m->compute->max_tokens)
+                break;
+            n += more;
+        }
+        st = run_jobs(m->compute, delta, jobs, from, to, n, err);
+    }
+    return st;
+}

@@ -54,4 +54,14 @@ enum cr_status cr_score_tokens(cr_session *s, const int32_t *prompt, size_t n_pr
                                const int32_t *completion, size_t n, float *logprobs,
                                bool *is_greedy, struct cr_error *err);
 
+struct cr_score_job { /* as the arguments of cr_score_tokens */
+    const int32_t *prompt, *completion;
+    size_t n_prompt, n;
+    float *logprobs; /* [n] */
+    bool is_greedy;
+};
+/* cr_score_tokens for many at once, on the model's device (cr_model.compute), in few batches. */
+enum cr_status cr_score_jobs(cr_model *m, const cr_delta *delta, struct cr_score_job *jobs,
+                             size_t n_jobs, struct cr_error *err);
+
 #endif

@@ -164,8 +164,49 @@ static void same_as_cpu(void **state)
     cr_model_close(m);
 }
 
+/* Jobs of given tokens, as one call each gives them. */
+static void jobs(void **state)
+{
+    (void)state;
+    enum { JOBS = 7, MOST = 12 };
+    cr_model *m;
+    cr_session *s;
+    struct cr_error err;
+    struct cr_model_options o = {.n_threads = 1};
+    struct cr_score_job job[JOBS];
+    int32_t ids[JOBS][2 * MOST];
+    float got[JOBS][MOST], want[MOST];
+    assert_int_equal(cr_model_open(&m, CR_SOURCE_DIR "/models/crayon-15m-q8_0.gguf", &o, &err),
+                     CR_OK);
+    for (size_t i = 0; i < JOBS; i++) {
+        for (size_t k = 0; k < 2 * MOST; k++)
+            ids[i][k] = (int32_t)((i * 131 + k * k * 17 + 5) % 500);
+        job[i] = (struct cr_score_job){ids[i], ids[i] + MOST, 1 + i, 1 + i * 5 % MOST, got[i], 0};
+    }
+    struct fake f = {.m = m};
+    struct cr_compute c = {.name = "fake", .state = &f, .max_tokens = 30, .score = score};
+    m->compute = &c;
+    assert_int_equal(cr_score_jobs(m, NULL, job, JOBS, &err), CR_OK);
+    assert_true(f.n_calls > 1 && f.n_calls < JOBS);
+    assert_int_equal(cr_session_new(&s, m, 2 * MOST, &err), CR_OK);
+    for (size_t i = 0; i < JOBS; i++) {
+        bool greedy;
+        assert_int_equal(cr_score_tokens(s, job[i].prompt, job[i].n_prompt, job[i].completion,
+                                         job[i].n, want, &greedy, &err),
+                         CR_OK);
+        assert_int_equal(greedy, job[i].is_greedy);
+        for (size_t k = 0; k < job[i].n; k++)
+            assert_true(fabsf(want[k] - got[i][k]) < 1e-3f);
+    }
+    job[3].n = 0;
+    assert_int_equal(cr_score_jobs(m, NULL, job, JOBS, &err), CR_INVALID);
+    m->compute = NULL;
+    cr_session_free(s);
+    cr_model_close(m);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(same_as_cpu)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(same_as_cpu), cmocka_unit_test(jobs)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -533,7 +533,6 @@ int main(int argc, char **argv)
         cmocka_unit_test(tiny_adamw),     cmocka_unit_test(model_gradients),
         cmocka_unit_test(model_scores),
     };
-    cr_gemm_single_thread();
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);
