@@ -102,6 +102,7 @@ enum cr_opt {
     CR_OPT_F1,
     /* training */
     CR_OPT_KIND,
+    CR_OPT_START,
     CR_OPT_FORM,
     CR_OPT_HARD,
     CR_OPT_N,

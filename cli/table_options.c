@@ -187,6 +187,9 @@ const struct cr_option cr_options[] = {
     /* ---- training ---- */
     VALUE(KIND, POOL_TRAIN, TRAINING, 0, "kind", CHOICE, 0, "library|centroid|lora", "library",
           "library: learned weights per task; centroid: weights by k-means; lora: one for all"),
+    VALUE(START, POOL_TRAIN, TRAINING, 0, "start", FILE, 0, "PALETTE", NULL,
+          "tune the blend of a palette on your own examples: --kind lora from there, 8 steps, rate "
+          "0.0003 unless given"),
     VALUE(FORM, POOL_TRAIN, TRAINING, 0, "form", CHOICE, 0, "shared|separate", "shared",
           "shared: one A for all adapters; separate: an A for each"),
     FLAG(HARD, POOL_TRAIN, TRAINING, 0, "hard",

@@ -307,6 +307,38 @@ static void transpose(float *to, const float *from, size_t rank, size_t n_out)
             to[o * rank + j] = from[j * n_out + o];
 }
 
+enum cr_status cr_lowrank_import(const struct cr_lowrank *p, const cr_delta *d, float *params,
+                                 struct cr_error *err)
+{
+    size_t rank = (size_t)p->rank;
+    for (int layer = 0; layer < p->n_layers; layer++) {
+        for (int s = 0; s < CR_STAGE_COUNT; s++) {
+            const struct cr_stage_shape *st = &p->stage[s];
+            float *a = params + cr_lowrank_a(p, layer, (enum cr_stage)s);
+            for (int i = 0; i < st->n_lins; i++) {
+                const struct cr_low_rank *from =
+                    d->pairs ? &d->pairs[layer * CR_LIN_COUNT + (int)st->lin[i]] : NULL;
+                bool there = from && from->rank > 0;
+                if (p->n != 1 || there != st->target[i] || (there && from->rank != p->rank))
+                    return cr_error_set(err, CR_INVALID,
+                                        "training: layer %d, %s: the start has rank %d, the "
+                                        "adapter %d",
+                                        layer, cr_linear_names[st->lin[i]], there ? from->rank : 0,
+                                        st->target[i] ? p->rank : 0);
+                if (!there)
+                    continue;
+                memcpy(a + (st->u_at[i] - st->n_out) * st->n_in, from->a,
+                       rank * st->n_in * sizeof(float));
+                float *b = params + cr_lowrank_b(p, layer, (enum cr_stage)s, i);
+                transpose(b, from->b, st->lin_out[i], rank);
+                for (size_t k = 0; k < rank * st->lin_out[i]; k++)
+                    b[k] /= p->scale; /* a delta has all scales folded into B */
+            }
+        }
+    }
+    return CR_OK;
+}
+
 void cr_lowrank_export(const struct cr_lowrank *p, const float *params, cr_pool *pool)
 {
     size_t rank = (size_t)p->rank;

@@ -91,6 +91,10 @@ void cr_lowrank_back_a(const struct cr_lowrank *p, enum cr_stage stage, const st
 void cr_lowrank_add(const struct cr_lowrank *p, int layer, enum cr_stage stage,
                     const struct cr_groups *g, const float *scratch, float *grads);
 
+/* One adapter (n = 1) of the rank of the delta's pairs: its values, so that training goes on from
+ * there. CR_INVALID names the linear whose rank or presence differs. */
+enum cr_status cr_lowrank_import(const struct cr_lowrank *p, const cr_delta *d, float *params,
+                                 struct cr_error *err);
 /* Writes the adapters into a pool of the same shape. */
 void cr_lowrank_export(const struct cr_lowrank *p, const float *params, cr_pool *pool);
 

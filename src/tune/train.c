@@ -120,6 +120,9 @@ static enum cr_status check_options(const struct cr_train_options *o, struct cr_
         status = cr_error_set(err, CR_INVALID, "training: no task files");
     if (!status && o->kind == CR_POOL_LORA && o->n != 1)
         status = cr_error_set(err, CR_INVALID, "training: a plain LoRA has n 1, got %d", o->n);
+    if (!status && o->start && o->kind != CR_POOL_LORA)
+        status = cr_error_set(err, CR_INVALID,
+                              "training: only a plain LoRA (kind lora) can start from an adapter");
     if (!status && o->type != CR_F16 && o->type != CR_F32)
         status =
             cr_error_set(err, CR_INVALID, "training: the pool's type is F16 or F32, got %s",
@@ -153,6 +156,17 @@ static enum cr_status choose_precision(cr_trainer *t, struct cr_error *err)
 /* ---- plan ---- */
 
 /* All that decides the result. Threads do not. */
+/* A number that tells one start from another; 0 without one. */
+static double start_sum(const cr_trainer *t)
+{
+    const cr_delta *d = t->opt.start;
+    double sum = 0;
+    for (int i = 0; d && d->pairs && i < t->m->n_layers * CR_LIN_COUNT; i++)
+        for (int k = 0; k < d->pairs[i].rank; k++)
+            sum += (double)(k + 1) * (double)d->pairs[i].b[k];
+    return sum;
+}
+
 static enum cr_status write_settings(cr_trainer *t, struct cr_error *err)
 {
     static const char *const kinds[] = {"library", "centroid", "lora"};
@@ -167,13 +181,13 @@ static enum cr_status write_settings(cr_trainer *t, struct cr_error *err)
         "9g\ntargets=%s\n"
         "steps=%ld\nrows=%zu\ntokens_per_step=%d\ntokens_per_batch=%d\nlr=%.9g\nlr_weights=%.9g\n"
         "beta1=%.9g\nbeta2=%.9g\nweight_decay=%.9g\nwarm_up=%.9g\nlr_end=%.9g\nclip=%.9g\n"
-        "seed=%llu\n",
+        "seed=%llu\nstart=%.9g\n",
         cr_model_hash(t->m), hash, t->plan.precision, kinds[o->kind],
         o->form == CR_POOL_SHARED ? "shared" : "separate", o->hard ? "hard" : "soft", o->n, o->rank,
         (double)o->alpha, targets, t->plan.n_steps, t->rows_total, o->tokens_per_step,
         o->tokens_per_batch, (double)o->lr, (double)o->lr_weights, (double)o->beta1,
         (double)o->beta2, (double)o->weight_decay, (double)o->warm_up, (double)o->lr_end,
-        (double)o->clip, (unsigned long long)o->seed);
+        (double)o->clip, (unsigned long long)o->seed, start_sum(t));
     return t->settings ? CR_OK : cr_error_set(err, CR_NO_MEMORY, "training: out of memory");
 }
 
@@ -335,6 +349,12 @@ static enum cr_status start_or_resume(cr_trainer *t, struct cr_error *err)
     struct cr_rng rng;
     cr_rng_init(&rng, t->opt.seed);
     cr_lowrank_start(&t->low, t->params, &rng);
+    if (t->opt.start) {
+        enum cr_status st = cr_lowrank_import(&t->low, t->opt.start, t->params, err);
+        t->opt.start = NULL;
+        if (st)
+            return st;
+    }
     bool there = t->checkpoint && access(t->checkpoint, F_OK) == 0;
     if (there && !t->opt.resume)
         return cr_error_set(err, CR_INVALID,

@@ -78,6 +78,9 @@ struct cr_train_options {
     float warm_up; /* share of the steps */
     float lr_end;  /* share of lr at the end of the cosine */
     float clip;    /* of the global gradient norm; 0: off */
+    /* Where a plain LoRA (kind lora) begins: an adapter of the same rank and targets, such as a
+     * blend; borrowed while the trainer is made. NULL: the usual random A and zero B. */
+    const cr_delta *start;
     uint64_t seed;
     /* files and limits; the threads are those of the model */
     const char *out;        /* pool file; NULL: none is written (cr_trainer_pool) */
