@@ -29,7 +29,7 @@ show() {
     "$crayon" "$@"
 }
 
-say "1. A model of 15 million parameters, and a pool of base adapters trained once on 36 tasks."
+say "1. A model of 15 million parameters, and a pool of base adapters trained once on 86 tasks."
 show info "$model" --quiet
 show pool info "$pool" --quiet | head -n 16
 
