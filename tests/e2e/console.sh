@@ -14,6 +14,6 @@ server=$!
 trap 'kill $server $upstream 2> /dev/null' EXIT
 for _ in $(seq 200); do [ -s out ] && break; sleep 0.05; done
 url=$(sed -n 's,/v1$,/,p' out)
-head -n 40 "$HERE/../../demo/snips.jsonl" > examples.jsonl
+head -n 40 "$HERE/../../demo/clinc150.jsonl" > examples.jsonl
 timeout 280 python3 -u "$HERE/../console/console.py" "$chromium" "$url" examples.jsonl "$(dirname "$CRAYON")/console"
 echo "exit $?"

@@ -288,11 +288,12 @@
   $("blend").addEventListener("submit", async (e) => {
     e.preventDefault();
     say("");
-    $("blend-go").disabled = true;
+    $("blend-go").disabled = true; // refined, where there are answers, takes seconds
+    $("blend-result").replaceChildren(el("p", "small", "Blending …"));
     try {
       const list = examples($("examples").value, $("file-name").textContent);
       const { learn, held } = split(list);
-      const r = await (await call("v1/crayon/blend", { name: $("blend-name").value, level: "measured", examples: learn.slice(0, 64) })).json();
+      const r = await (await call("v1/crayon/blend", { name: $("blend-name").value, level: held.length ? "refined" : "measured", examples: learn.slice(0, 64) })).json();
       result(r);
       const all = await models();
       if (held.length && r.model) {
@@ -300,7 +301,10 @@
         const before = await right(base, held), after = await right(r.model, held);
         $("blend-tiles").append(tile(percent(before), "right before, on " + held.length + " held-out lines"), tile(percent(after), "right after"));
       }
-    } catch (err) { say(err.message); }
+    } catch (err) {
+      $("blend-result").replaceChildren();
+      say(err.message);
+    }
     $("blend-go").disabled = false;
   });
 
