@@ -272,6 +272,7 @@
       use.addEventListener("click", async () => { await models(); $("model").value = r.model; show($("tab-chat")); $("prompt").focus(); });
       box.append(use);
     }
+    box.scrollIntoView({ block: "start" });
   }
   // Before and after, on lines that the blend has not seen: is the answer the wanted one, word for word?
   const wanted = (e) => typeof e.answer === "number" && e.choices ? e.choices[e.answer] : e.answer;
