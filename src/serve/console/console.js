@@ -289,12 +289,12 @@
   $("blend").addEventListener("submit", async (e) => {
     e.preventDefault();
     say("");
-    $("blend-go").disabled = true; // refined, where there are answers, takes seconds
+    $("blend-go").disabled = true;
     $("blend-result").replaceChildren(el("p", "small", "Blending …"));
     try {
       const list = examples($("examples").value, $("file-name").textContent);
       const { learn, held } = split(list);
-      const r = await (await call("v1/crayon/blend", { name: $("blend-name").value, level: held.length ? "refined" : "measured", examples: learn.slice(0, 64) })).json();
+      const r = await (await call("v1/crayon/blend", { name: $("blend-name").value, level: "measured", examples: learn.slice(0, 64) })).json();
       result(r);
       const all = await models();
       if (held.length && r.model) {
