@@ -9,6 +9,7 @@
 #include "facts.h"
 #include "messages.h"
 #include "tasks.h"
+#include "tune/peers.h"
 #include "verbs.h"
 
 #include <stdio.h>
@@ -265,25 +266,36 @@ int cr_cli_pool_train(const struct cr_args *a)
     struct cr_train_device *device = NULL;
     cr_pool *pool = NULL;
     cr_delta *start = NULL;
+    struct cr_train_peers *peers = NULL;
     struct training state;
     char *command = NULL;
     int code = 0;
     if (!cr_arg_text(a, CR_OPT_OUTPUT) && !cr_arg_flag(a, CR_OPT_PLAN))
         return cr_misuse("pool train", "-o/--output is needed, or --plan");
+    enum cr_status st = cr_peers_open(&peers, &err);
+    if (st)
+        return cr_fail(&err);
+    bool first = !peers || peers->rank == 0; /* the others stay silent */
+    if (!first)
+        cr_msg_set_quiet(true);
     cr_progress_begin(&state.line, "training");
-    enum cr_status st = cr_setup_open(&s, a, 0, &err);
+    st = cr_setup_open(&s, a, 0, &err);
     if (!st)
         st = options_of(a, &o, &err);
     if (!st && cr_arg_text(a, CR_OPT_START))
         st = start_of(a, s.model, &o, &pool, &start, &err);
     if (!st)
         st = cr_device_train(&device, a, &err);
+    if (!st && peers && device)
+        st = cr_error_set(&err, CR_UNSUPPORTED,
+                          "several processes train on the CPU: leave --device out");
     if (!st)
         st = cr_task_paths(&files, a, "train", &err);
     if (!st) {
         command = command_of(a);
         o.command = command;
         o.device = device;
+        o.peers = peers;
         o.files = (const char *const *)files.v;
         o.n_files = files.n;
         o.progress = on_progress;
@@ -292,12 +304,12 @@ int cr_cli_pool_train(const struct cr_args *a)
         st = cr_trainer_new(&t, s.model, &o, &err);
     }
     if (!st && cr_arg_flag(a, CR_OPT_PLAN)) {
-        code = print_plan(a, t);
+        code = first ? print_plan(a, t) : 0;
     } else if (!st) {
         note_plan(cr_trainer_plan(t));
         st = cr_trainer_run(t, &report, &err);
         cr_progress_end(&state.line);
-        if (!st)
+        if (!st && first)
             code = print_report(a, &o, &report);
         else if (st == CR_CANCELLED)
             cr_note("stopped; the same command with --resume goes on");
@@ -309,7 +321,9 @@ int cr_cli_pool_train(const struct cr_args *a)
     cr_free(command);
     cr_paths_deinit(&files);
     cr_setup_close(&s);
-    return st ? cr_fail(&err) : code;
+    code = st ? cr_fail(&err) : code;
+    cr_peers_close(peers, !st || st == CR_CANCELLED);
+    return code;
 }
 #else
 typedef int cr_pool_train_is_not_built; /* a file needs something in it */

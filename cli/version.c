@@ -23,6 +23,11 @@ static const struct {
 #else
     {"tune", false},
 #endif
+#ifdef CRAYON_MPI
+    {"mpi", true},
+#else
+    {"mpi", false},
+#endif
 #ifdef CRAYON_ROUTE
     {"route", true},
 #else

@@ -130,6 +130,31 @@ static enum cr_status check_options(const struct cr_train_options *o, struct cr_
     return status;
 }
 
+/* Rank 0 of several processes, or the only one: it alone writes files. */
+static bool writes(const cr_trainer *t)
+{
+    return !t->opt.peers || t->opt.peers->rank == 0;
+}
+
+/* The processes must agree on all that decides the result, and on where to go on. */
+static enum cr_status check_peers(cr_trainer *t, struct cr_error *err)
+{
+    struct cr_train_peers *p = t->opt.peers;
+    uint32_t hash = 2166136261u;
+    if (!p)
+        return CR_OK;
+    for (const char *c = t->settings; *c; c++)
+        hash = (hash ^ (unsigned char)*c) * 16777619u;
+    double own[2] = {hash, (double)t->step}, all[2] = {hash, (double)t->step};
+    enum cr_status status = p->sum_double(p, all, 2, err);
+    if (!status && (all[0] != p->size * own[0] || all[1] != p->size * own[1]))
+        status = cr_error_set(err, CR_INVALID,
+                              "training: the %d processes do not have the same model, data, "
+                              "options, CPU level and checkpoint",
+                              p->size);
+    return status;
+}
+
 static enum cr_status choose_precision(cr_trainer *t, struct cr_error *err)
 {
     enum cr_status status = cr_model_trainable(t->m, err);
@@ -411,6 +436,8 @@ enum cr_status cr_trainer_new(cr_trainer **out, cr_model *m, const struct cr_tra
         status = take_memory(t, most_rows, most_micros, err);
     if (!status)
         status = start_or_resume(t, err);
+    if (!status)
+        status = check_peers(t, err);
     if (status)
         goto fail;
     *out = t;
@@ -488,10 +515,11 @@ static enum cr_status make_passes(cr_trainer *t, struct cr_error *err)
 static void run_micros(void *ud, size_t begin, size_t end, int thread)
 {
     cr_trainer *t = ud;
-    for (size_t k = begin; k < end; k++) {
+    for (size_t k = t->first_micro + begin; k < t->first_micro + end; k++) {
         const struct cr_micro *b = &t->packed.micros[k];
         float *da = t->packed.da + (b->all.a - t->packed.a);
-        t->micro_loss[k] = cr_pass_run(t->passes[thread], t->params, b, t->grads, da, &t->turns, k);
+        t->micro_loss[k] = cr_pass_run(t->passes[thread], t->params, b, t->grads, da, &t->turns,
+                                       k - t->first_micro);
     }
 }
 
@@ -505,16 +533,28 @@ static enum cr_status run_step(cr_trainer *t, double *loss, double *norm, struct
     cr_packed_fill(&t->packed, &t->batcher, t->table ? t->table : t->params + t->low.weights_at);
     if (t->opt.device)
         return t->opt.device->step(t->opt.device, &t->packed, t->step + 1, factor, loss, norm, err);
+    size_t rank = t->opt.peers ? (size_t)t->opt.peers->rank : 0;
+    size_t size = t->opt.peers ? (size_t)t->opt.peers->size : 1;
+    size_t end = t->packed.n_micros * (rank + 1) / size; /* this process's share */
+    t->first_micro = t->packed.n_micros * rank / size;
+    memset(t->packed.da, 0, t->packed.n_groups * n * sizeof *t->packed.da);
     cr_frozen_refresh(&t->frozen, t->params);
     cr_turns_reset(&t->turns);
-    cr_threads_run_dynamic(t->m->threads, t->packed.n_micros, 1, run_micros, t);
-    for (size_t k = 0; k < t->packed.n_micros; k++)
+    cr_threads_run_dynamic(t->m->threads, end - t->first_micro, 1, run_micros, t);
+    for (size_t k = t->first_micro; k < end; k++)
         *loss += t->micro_loss[k];
     for (size_t g = 0; g < t->packed.n_groups && t->low.learn_weights; g++) {
         float *to = t->grads + t->low.weights_at + t->packed.group_key[g] * n;
         for (size_t i = 0; i < n; i++)
             to[i] += t->packed.da[g * n + i];
     }
+    enum cr_status status = CR_OK;
+    if (t->opt.peers)
+        status = t->opt.peers->sum_double(t->opt.peers, loss, 1, err);
+    if (t->opt.peers && !status)
+        status = t->opt.peers->sum(t->opt.peers, t->grads, t->low.n_params, err);
+    if (status)
+        return status;
     *norm = cr_adamw_step(&t->adam, t->m->threads, t->params, t->grads, t->step + 1, factor);
     return CR_OK;
 }
@@ -541,7 +581,7 @@ static float mean_loss(const cr_trainer *t, bool last)
 static bool try_checkpoint(cr_trainer *t)
 {
     struct cr_error err;
-    if (!t->checkpoint)
+    if (!t->checkpoint || !writes(t))
         return false;
     if (fetch(t, &err) == CR_OK && cr_checkpoint_write(t, &err) == CR_OK)
         return true;
@@ -590,10 +630,14 @@ static enum cr_status train(cr_trainer *t, struct cr_train_report *report, struc
                 report->seconds / (double)(t->step - first) * (double)(t->plan.n_steps - t->step),
             .saved = saved,
         };
-        if (!t->opt.progress || t->opt.progress(t->opt.ud, &p))
+        double stop = t->opt.progress && !t->opt.progress(t->opt.ud, &p);
+        if (t->opt.peers)
+            status = t->opt.peers->sum_double(t->opt.peers, &stop, 1, err);
+        if (!status && stop == 0)
             continue;
-        status = fetch(t, err);
-        if (!status && t->checkpoint)
+        if (!status)
+            status = fetch(t, err);
+        if (!status && t->checkpoint && writes(t))
             status = cr_checkpoint_write(t, err);
         return status ? status
                       : cr_error_set(err, CR_CANCELLED, "training stopped after step %ld of %ld",
@@ -651,7 +695,7 @@ enum cr_status cr_trainer_run(cr_trainer *t, struct cr_train_report *report, str
     report->n_steps = t->step;
     report->loss_first = mean_loss(t, false);
     report->loss_last = mean_loss(t, true);
-    if (status || !t->opt.out)
+    if (status || !t->opt.out || !writes(t))
         return status;
     double start = now_s();
     status = cr_trainer_pool(t, &pool, err);

@@ -83,13 +83,14 @@ struct cr_train_options {
     const cr_delta *start;
     uint64_t seed;
     /* files and limits; the threads are those of the model */
-    const char *out;        /* pool file; NULL: none is written (cr_trainer_pool) */
-    uint32_t type;          /* CR_F16 or CR_F32 of the adapters in the file */
-    const char *checkpoint; /* NULL: OUT.checkpoint; removed once the pool is written */
-    double checkpoint_s;    /* at most so often; 0: 60; < 0: never */
-    long checkpoint_steps;  /* also every so many steps; 0: by time only */
-    bool resume;            /* go on from the checkpoint if it is there */
-    uint64_t memory_limit;  /* bytes for the whole of it; 0: what the machine has available */
+    const char *out;              /* pool file; NULL: none is written (cr_trainer_pool) */
+    uint32_t type;                /* CR_F16 or CR_F32 of the adapters in the file */
+    const char *checkpoint;       /* NULL: OUT.checkpoint; removed once the pool is written */
+    double checkpoint_s;          /* at most so often; 0: 60; < 0: never */
+    long checkpoint_steps;        /* also every so many steps; 0: by time only */
+    bool resume;                  /* go on from the checkpoint if it is there */
+    uint64_t memory_limit;        /* bytes for the whole of it; 0: what the machine has available */
+    struct cr_train_peers *peers; /* processes that share the steps (tune/peers.h); NULL: alone */
     struct cr_train_device *device; /* runs the steps (tune/device.h); borrowed; NULL: the CPU */
     /* Called after every step. Return false to save a checkpoint and stop. May be NULL. */
     bool (*progress)(void *ud, const struct cr_train_progress *p);

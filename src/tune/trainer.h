@@ -4,6 +4,7 @@
 #define CR_TRAINER_H
 
 #include "tune/device.h"
+#include "tune/peers.h"
 #include "tune/train.h"
 
 struct cr_trainer {
@@ -25,6 +26,7 @@ struct cr_trainer {
     cr_pass *passes[CR_MAX_THREADS]; /* while running */
     float *params, *grads;           /* [low.n_params] */
     struct cr_adamw adam;
+    size_t first_micro; /* of the step's share of this process */
     double *micro_loss; /* [micro-batches of a step] */
     float *losses;      /* [n_steps] of the steps done */
     long step;          /* steps done */
