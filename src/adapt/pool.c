@@ -15,7 +15,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { TILE = 2048 }; /* floats: the tile of B that is being summed stays in the first cache */
+enum { RUN = 64 }; /* adapters that are mixed in one pass over the output */
 
 /* The numbers, names and pairs table; no room for values yet. */
 static cr_pool *new_shell(const cr_model *m, enum cr_pool_form form, enum cr_pool_kind kind, int n,
@@ -237,17 +237,25 @@ struct blend_job {
 /* out[i] = scale * sum_n w_n B_n[i]   for the n_out * rank values of one pair */
 static void blend_shared(const struct blend_job *job, int i, float *out, size_t count)
 {
-    float tmp[TILE];
     const cr_pool *p = job->p;
-    for (size_t at = 0; at < count; at += TILE) {
-        size_t n = count - at < TILE ? count - at : TILE;
-        memset(out + at, 0, n * sizeof *out);
-        for (int a = job->first; a <= job->last; a++) {
-            if (job->weights[a] == 0)
-                continue;
-            const float *b = b_values(p, &p->pairs[i], (size_t)a * count + at, n, tmp);
-            p->model->k->axpy(out + at, job->scale * job->weights[a], b, n);
+    const struct cr_pool_pair *pair = &p->pairs[i];
+    memset(out, 0, count * sizeof *out);
+    for (int a = job->first, n; a <= job->last; a += n) {
+        float w[RUN];
+        n = 0; /* adapters of a run without a zero weight: those are never read */
+        while (n < RUN && a + n <= job->last && job->weights[a + n] != 0) {
+            w[n] = job->scale * job->weights[a + n];
+            n++;
         }
+        if (!pair->b && p->b_type == CR_F16)
+            p->model->k->attn_mix_f16(out, 0, w, 0, 1,
+                                      (const uint16_t *)pair->b_file + (size_t)a * count, (size_t)n,
+                                      count);
+        else
+            for (int j = 0; j < n; j++)
+                p->model->k->axpy(out, w[j],
+                                  b_values(p, pair, (size_t)(a + j) * count, count, NULL), count);
+        n += n == 0;
     }
 }
 

@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * From examples to a palette that is applied, at the instant level: embedding, solver, and the mix
+ * of the pool into one low-rank delta. Model and pool are open. Prints one JSON object with the
+ * milliseconds of each round; "first" is the round in which the pool is read from its file.
+ *
+ *     bench_blend MODEL POOL EXAMPLES [-t THREADS] [-r ROUNDS] [-c CPU]
+ */
+#include "adapt/blend.h"
+#include "adapt/examples.h"
+
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+static double now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
+}
+
+static void die_if(enum cr_status status, const struct cr_error *err)
+{
+    if (status != CR_OK) {
+        fprintf(stderr, "bench_blend: %s\n", err->msg);
+        exit(1);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    struct cr_model_options options = {0};
+    struct cr_blend_options blend = {0};
+    struct cr_examples examples;
+    struct cr_error err;
+    cr_model *m;
+    cr_pool *pool;
+    int rounds = 20;
+    for (int o; (o = getopt(argc, argv, "t:r:c:")) != -1;) {
+        if (o == 't')
+            options.n_threads = (int)strtol(optarg, NULL, 10);
+        else if (o == 'r')
+            rounds = (int)strtol(optarg, NULL, 10);
+        else if (o == 'c')
+            options.cpu = optarg;
+        else
+            return 2;
+    }
+    if (argc - optind != 3)
+        return 2;
+    die_if(cr_model_open(&m, argv[optind], &options, &err), &err);
+    die_if(cr_pool_open(&pool, m, argv[optind + 1], &err), &err);
+    die_if(cr_examples_read(&examples, argv[optind + 2], &err), &err);
+    cr_level_options(CR_LEVEL_INSTANT, pool, &blend);
+    printf("{\"n\": %d, \"examples\": %zu, \"solver\": \"%s\", \"first\": [", pool->n, examples.n,
+           cr_solver_name(blend.solver));
+    for (int i = 0; i <= rounds; i++) {
+        struct cr_blend_result r;
+        cr_delta *delta;
+        double start = now_ms();
+        die_if(cr_blend_examples(m, pool, &blend, examples.v, examples.n, &r, &err), &err);
+        double solved = now_ms();
+        die_if(cr_pool_blend(&delta, pool, r.weights, &err), &err);
+        double end = now_ms();
+        printf("%s%s{\"embed_ms\": %.4f, \"solve_ms\": %.4f, \"apply_ms\": %.4f, "
+               "\"total_ms\": %.4f}",
+               i == 1  ? "], \"rounds\": "
+               : i > 1 ? ", "
+                       : "",
+               i == 1 ? "[" : "", r.embed_ms, r.solve_ms, end - solved, end - start);
+        cr_delta_free(delta);
+        cr_blend_result_deinit(&r);
+    }
+    printf("]}\n");
+    cr_examples_deinit(&examples);
+    cr_pool_close(pool);
+    cr_model_close(m);
+    return 0;
+}
