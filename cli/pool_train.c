@@ -98,6 +98,7 @@ static enum cr_status options_of(const struct cr_args *a, struct cr_train_option
     o->precision = !strcmp(precision, "f32")    ? CR_TRAIN_F32
                    : !strcmp(precision, "bf16") ? CR_TRAIN_BF16
                                                 : CR_TRAIN_AUTO;
+    o->recompute = cr_arg_flag(a, CR_OPT_RECOMPUTE);
     o->lr = (float)cr_arg_real(a, CR_OPT_LR);
     o->lr_weights = (float)cr_arg_real(a, CR_OPT_LR_WEIGHTS);
     o->beta1 = (float)cr_arg_real(a, CR_OPT_BETA1);
@@ -134,6 +135,8 @@ static void note_plan(const struct cr_train_plan *p)
             cr_bytes_text(p->weights_bytes, w), p->precision, cr_bytes_text(p->params_bytes, q),
             cr_bytes_text(p->activations_bytes, x), cr_bytes_text(p->data_bytes, d),
             cr_bytes_text(p->total_bytes, t), cr_bytes_text(p->available_bytes, v));
+    if (p->recompute)
+        cr_note("plan: activations are computed again: %.0f %% more work", 100 * p->recompute_cost);
     if (p->device_bytes)
         cr_note("plan: %s of each GPU", cr_bytes_text(p->device_bytes, t));
 }
@@ -157,6 +160,7 @@ static int print_plan(const struct cr_args *a, const struct cr_trainer *t)
     cr_fact_bytes(&f, "weight_bytes", p->weights_bytes);
     cr_fact_bytes(&f, "adapter_bytes", p->params_bytes);
     cr_fact_bytes(&f, "activation_bytes", p->activations_bytes);
+    cr_fact_real(&f, "recompute_cost", p->recompute ? p->recompute_cost : 0);
     cr_fact_bytes(&f, "data_bytes", p->data_bytes);
     cr_fact_bytes(&f, "total_bytes", p->total_bytes);
     cr_fact_bytes(&f, "available_bytes", p->available_bytes);

@@ -218,6 +218,9 @@ const struct cr_option cr_options[] = {
     VALUE(PRECISION, POOL_TRAIN, TRAINING, 0, "precision", CHOICE, 0, "auto|f32|bf16", "auto",
           "of products with the frozen weights; auto: bf16 where the CPU has matrix instructions "
           "for it, which takes 4 bytes a weight"),
+    FLAG(RECOMPUTE, POOL_TRAIN, TRAINING, 0, "recompute",
+         "compute parts of a layer again on the way back: a quarter of the activations, more work, "
+         "the same result; the plan says how much"),
     NUMBER(LR, POOL_TRAIN, TRAINING, 0, "lr", REAL, 0, "X", "0.001", 0, 100,
            "learning rate of the adapters"),
     NUMBER(LR_WEIGHTS, POOL_TRAIN, TRAINING, 0, "lr-weights", REAL, 0, "X", "0", 0, 100,

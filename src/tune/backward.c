@@ -32,6 +32,7 @@ struct cr_pass {
     const struct cr_lowrank *p;
     const struct cr_frozen *frozen;
     const struct cr_pass_shared *tables;
+    bool recompute;
     struct kept *layers;    /* [n_layers] */
     float *last;            /* [answers, E] output of the last layer */
     float *w;               /* a stage's W_ext, or a block of the output matrix */
@@ -128,15 +129,17 @@ static void carve_pass(struct cr_pass *s, const struct cr_frozen *f,
         widest_in = most(widest_in, st[i].n_in);
         widest_ld = most(widest_ld, st[i].ld);
     }
+    float *qkv = NULL, *o = NULL, *gu = NULL;
     for (int l = 0; l < m->n_layers; l++) {
         struct kept kept, *k = s->layers ? &s->layers[l] : &kept;
+        bool own = l == 0 || !shape->recompute; /* else those of the first layer serve all */
         size_t r = l + 1 < m->n_layers ? t : shape->n_answers;
         k->x = carve(c, t * e);
-        k->qkv = carve(c, t * st[CR_STAGE_QKV].ld);
-        k->o = carve(c, r * (size_t)m->q_dim);
+        k->qkv = qkv = own ? carve(c, t * st[CR_STAGE_QKV].ld) : qkv;
+        k->o = o = own ? carve(c, r * (size_t)m->q_dim) : o;
         k->u_o = carve(c, r * st[CR_STAGE_O].n_u);
         k->mid = carve(c, r * e);
-        k->gu = carve(c, r * st[CR_STAGE_GATE_UP].ld);
+        k->gu = gu = own ? carve(c, r * st[CR_STAGE_GATE_UP].ld) : gu;
         k->u_d = carve(c, r * st[CR_STAGE_DOWN].n_u);
     }
     s->last = carve(c, shape->n_answers * e);
@@ -160,6 +163,18 @@ size_t cr_pass_bytes(const struct cr_frozen *f, const struct cr_pass_shape *s)
     carve_pass(&none, f, s, &c);
     return c.n * sizeof(float) + s->n_tokens * (sizeof *none.limit + sizeof *none.row) +
            (size_t)f->m->n_layers * sizeof *none.layers + sizeof none;
+}
+
+double cr_pass_recompute_cost(const struct cr_frozen *f)
+{
+    const struct cr_stage_shape *st = f->p->stage;
+    double all = 0, again = 0;
+    for (int i = 0; i < CR_STAGE_COUNT; i++) {
+        double work = (double)st[i].ld * (double)st[i].n_in;
+        all += 2 * work; /* there and back */
+        again += i == CR_STAGE_QKV || i == CR_STAGE_GATE_UP ? work : 0;
+    }
+    return again / all;
 }
 
 size_t cr_pass_shared_bytes(const cr_model *m, const struct cr_pass_shape *s)
@@ -203,6 +218,7 @@ enum cr_status cr_pass_new(cr_pass **out, const struct cr_frozen *f,
     s->p = f->p;
     s->frozen = f;
     s->tables = tables;
+    s->recompute = shape->recompute;
     carve_pass(s, f, shape, &c);
     s->layers = cr_alloc0((size_t)m->n_layers, sizeof *s->layers);
     s->limit = cr_alloc(shape->n_tokens, sizeof *s->limit);
@@ -405,18 +421,15 @@ static void add_output(const cr_pass *s, enum cr_stage stage, const float *from,
 
 /* ---- the layer, there and back ---- */
 
-static void layer_forward(cr_pass *s, const float *params, int layer, const struct cr_micro *b)
+/* From x to the attention output o; returns R. */
+static size_t attend(cr_pass *s, const float *params, int layer, const struct cr_micro *b)
 {
     const cr_model *m = s->m;
     struct kept *k = &s->layers[layer];
-    const struct cr_groups *g = is_last(s, layer) ? &b->answers : &b->all;
-    float *out = is_last(s, layer) ? s->last : s->layers[layer + 1].x;
     size_t qd = (size_t)m->q_dim;
-
     norm_rows(s, s->in, k->x, m->layers[layer].attn_norm, b->n_tokens);
     stage_forward(s, params, layer, CR_STAGE_QKV, &b->all, s->in, k->qkv);
     add_bias(s, layer, b->n_tokens, k->qkv);
-
     size_t n_q = query_rows(s, layer, b);
     rotate(s, layer, b, n_q);
     for (size_t seq = 0, q = 0; seq < b->n_seqs; seq++) {
@@ -425,11 +438,28 @@ static void layer_forward(cr_pass *s, const float *params, int layer, const stru
         cr_attention_forward(&a, k->o + q * qd, qd, s->attention);
         q = end;
     }
+    return n_q;
+}
+
+/* From mid to gate and up. */
+static void widen(cr_pass *s, const float *params, int layer, const struct cr_groups *g)
+{
+    struct kept *k = &s->layers[layer];
+    norm_rows(s, s->in, k->mid, s->m->layers[layer].ffn_norm, g->begin[g->n]);
+    stage_forward(s, params, layer, CR_STAGE_GATE_UP, g, s->in, k->gu);
+}
+
+static void layer_forward(cr_pass *s, const float *params, int layer, const struct cr_micro *b)
+{
+    struct kept *k = &s->layers[layer];
+    const struct cr_groups *g = is_last(s, layer) ? &b->answers : &b->all;
+    float *out = is_last(s, layer) ? s->last : s->layers[layer + 1].x;
+
+    size_t n_q = attend(s, params, layer, b);
     stage_forward(s, params, layer, CR_STAGE_O, g, k->o, s->y);
     add_output(s, CR_STAGE_O, k->x, s->row, n_q, k->mid, k->u_o);
 
-    norm_rows(s, s->in, k->mid, m->layers[layer].ffn_norm, n_q);
-    stage_forward(s, params, layer, CR_STAGE_GATE_UP, g, s->in, k->gu);
+    widen(s, params, layer, g);
     feed(s, k->gu, n_q, s->in);
     stage_forward(s, params, layer, CR_STAGE_DOWN, g, s->in, s->y);
     add_output(s, CR_STAGE_DOWN, k->mid, NULL, n_q, out, k->u_d);
@@ -531,6 +561,10 @@ static void layer_back(cr_pass *s, const float *params, int layer, const struct 
     const struct cr_stage_shape *qkv = &s->p->stage[CR_STAGE_QKV];
     size_t n_q = query_rows(s, layer, b);
 
+    if (s->recompute && !is_last(s, layer)) {
+        attend(s, params, layer, b);
+        widen(s, params, layer, g);
+    }
     feed_forward_back(s, params, layer, n_q, g, to);
 
     spread_dx(s, CR_STAGE_O, n_q);

@@ -255,6 +255,8 @@ static enum cr_status plan_memory(cr_trainer *t, size_t most_rows, size_t most_m
     p->params_bytes = 2 * n * sizeof(float) + cr_adamw_bytes(n);
     struct cr_frozen frozen = {.m = t->m, .p = &t->low, .bf16 = t->bf16};
     p->weights_bytes = cr_frozen_bytes(t->m, &t->low, t->bf16);
+    p->recompute = t->shape.recompute;
+    p->recompute_cost = cr_pass_recompute_cost(&frozen);
     p->activations_bytes = (t->opt.device ? 0 : threads * cr_pass_bytes(&frozen, &t->shape)) +
                            cr_pass_shared_bytes(t->m, &t->shape);
     t->most_micros = most_micros;
@@ -274,11 +276,12 @@ static enum cr_status plan_memory(cr_trainer *t, size_t most_rows, size_t most_m
     return cr_error_set(err, CR_LIMIT,
                         "training needs %.0f MiB (%s weights %.0f, pool and its gradients %.0f, "
                         "activations of %zu threads %.0f, data %.0f), %.0f MiB are available: use "
-                        "fewer threads, smaller batches or fewer adapters",
+                        "%sfewer threads, smaller batches or fewer adapters",
                         (double)p->total_bytes / 1048576, p->precision,
                         (double)p->weights_bytes / 1048576, (double)p->params_bytes / 1048576,
                         threads, (double)p->activations_bytes / 1048576,
-                        (double)p->data_bytes / 1048576, (double)p->available_bytes / 1048576);
+                        (double)p->data_bytes / 1048576, (double)p->available_bytes / 1048576,
+                        p->recompute || t->opt.device ? "" : "--recompute, ");
 }
 
 static void plan_data(cr_trainer *t)
@@ -422,6 +425,7 @@ enum cr_status cr_trainer_new(cr_trainer **out, cr_model *m, const struct cr_tra
     if (status)
         goto fail;
     plan_data(t);
+    t->shape.recompute = t->opt.recompute;
     cr_lowrank_init(&t->low, m, t->opt.form, t->opt.n, t->opt.rank, t->opt.alpha, t->opt.target,
                     t->opt.kind == CR_POOL_LIBRARY ? t->data.n_tasks : 0);
     status = cr_batcher_init(&t->batcher, &t->data, t->opt.seed, (size_t)t->opt.tokens_per_step,

@@ -73,6 +73,7 @@ struct cr_train_options {
     int tokens_per_batch; /* packed tokens of a micro-batch: memory against speed; 0: 384, or with
                              a device a step's share of each that runs at a time */
     enum cr_train_precision precision;
+    bool recompute;       /* activations: less memory, more work, the same result */
     float lr, lr_weights; /* lr_weights (of a): 0: 10 * lr */
     float beta1, beta2, weight_decay;
     float warm_up; /* share of the steps */
@@ -111,6 +112,8 @@ struct cr_train_plan {
     uint64_t weights_bytes;     /* packed frozen weights */
     uint64_t params_bytes;      /* adapters, gradients, both moments */
     uint64_t activations_bytes; /* of all threads */
+    bool recompute;
+    double recompute_cost; /* what recomputing adds to the work, whether or not it is on */
     uint64_t data_bytes;
     uint64_t total_bytes, available_bytes;
     uint64_t device_bytes; /* of each device's own memory; 0: the CPU runs the steps */

@@ -69,7 +69,7 @@ static bool bf16; /* of the next jobs */
 static void job_init(struct job *j, enum cr_arch arch, uint32_t type, enum cr_pool_form form,
                      const bool *target)
 {
-    struct cr_pass_shape shape = {TOKENS, ANSWERS, GROUPS, 12};
+    struct cr_pass_shape shape = {TOKENS, ANSWERS, GROUPS, 12, false};
     struct cr_rng rng;
     memset(j, 0, sizeof *j);
     j->t = tiny_new(arch, type);
@@ -304,7 +304,7 @@ static void out_of_memory(void **state)
 {
     (void)state;
     struct tiny *t = tiny_new(CR_ARCH_LLAMA, CR_F32);
-    struct cr_pass_shape shape = {TOKENS, ANSWERS, GROUPS, 12};
+    struct cr_pass_shape shape = {TOKENS, ANSWERS, GROUPS, 12, false};
     struct cr_lowrank p;
     struct cr_frozen frozen;
     struct cr_pass_shared tables;

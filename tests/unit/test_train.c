@@ -91,6 +91,34 @@ static void same_at_any_thread_count(void **state)
     }
 }
 
+static void same_when_recomputed(void **state)
+{
+    (void)state;
+    const enum cr_train_precision precisions[] = {CR_TRAIN_F32, CR_TRAIN_AUTO};
+    for (int i = 0; i < 2; i++) {
+        struct cr_train_options o = train_options(&files);
+        struct cr_error err;
+        o.precision = precisions[i];
+        o.out = i ? files.other : files.pool; /* files.other: as same_at_any_thread_count left it */
+        if (!i)
+            train(1, &o);
+        char *kept = i ? files.other : files.pool, again[128];
+        snprintf(again, sizeof again, "%s/again.gguf", files.dir);
+        cr_model *m = train_model(2);
+        cr_trainer *t = trainer(m, &o);
+        uint64_t bytes = cr_trainer_plan(t)->activations_bytes;
+        cr_trainer_free(t);
+        o.recompute = true;
+        o.out = again;
+        t = trainer(m, &o);
+        assert_true(cr_trainer_plan(t)->activations_bytes < bytes);
+        must(cr_trainer_run(t, NULL, &err), &err);
+        same_files(kept, again);
+        cr_trainer_free(t);
+        cr_model_close(m);
+    }
+}
+
 static bool stop_at_3(void *ud, const struct cr_train_progress *p)
 {
     *(int *)ud += 1;
@@ -526,6 +554,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(same_at_any_thread_count),
+        cmocka_unit_test(same_when_recomputed),
         cmocka_unit_test(stop_and_resume),
         cmocka_unit_test(killed_and_resumed),
         cmocka_unit_test(full_disk),
