@@ -79,9 +79,19 @@ INLINE struct tile load_tile_16(enum cr_type type, const uint8_t *p, size_t rb, 
 {
     struct tile t;
     const __m512i row = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    __m512i at = _mm512_mullo_epi32(row, _mm512_set1_epi32((int)rb));
-    __m512i head = _mm512_i32gather_epi32(at, (const void *)p, 1);
     const bool five = type == CR_Q5_0 || type == CR_Q5_1;
+    __m512i head, fifth = row;
+    if (five) { /* faster than two gathers */
+        __m512i v[4];
+        transpose_16x16(v, p, rb);
+        head = v[0];
+        fifth = type == CR_Q5_1
+                    ? v[1]
+                    : _mm512_or_si512(_mm512_srli_epi32(v[0], 16), _mm512_slli_epi32(v[1], 16));
+    } else {
+        __m512i at = _mm512_mullo_epi32(row, _mm512_set1_epi32((int)rb));
+        head = _mm512_i32gather_epi32(at, (const void *)p, 1);
+    }
     t.d = widen_scales(head);
     t.m = has_minimum(type) ? widen_scales(_mm512_srli_epi32(head, 16)) : _mm512_setzero_ps();
     if (type == CR_Q8_0) {
@@ -98,7 +108,7 @@ INLINE struct tile load_tile_16(enum cr_type type, const uint8_t *p, size_t rb, 
     transpose_16x16(t.w, p + (five ? 4 : 0), rb);
     split_nibbles(t.w, t.w + 4, t.w);
     if (five)
-        add_fifth_bits(t.w, _mm512_i32gather_epi32(at, (const void *)p, 1));
+        add_fifth_bits(t.w, fifth);
     if (type == CR_IQ4_NL) {
         const __m128i values = _mm_loadu_si128((const void *)iq4_values);
         const __m128i flip = _mm_set1_epi8(is_signed ? 0 : -128);
