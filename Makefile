@@ -2,13 +2,14 @@
 # The short way to everything: `make help`. CMake does the work, in build/.
 SHELL := /bin/bash
 .DEFAULT_GOAL := all
-.PHONY: all deps models demo test bench evidence check fuzz asan tsan deb install format help
+.PHONY: all deps models demo test cross bench evidence check fuzz asan tsan deb install format help
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := gcc cmake ninja-build pkg-config libpcre2-dev libutf8proc-dev libjansson-dev liblzma-dev \
   libcurl4-openssl-dev libsqlite3-dev libseccomp-dev libmicrohttpd-dev \
   libcmocka-dev xz-utils unzip groff-base curl ca-certificates openssl
 CHECK_PACKAGES := clang-format clang libclang-rt-14-dev g++ binutils python3 haproxy chromium
+CROSS_PACKAGES := qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 DATA_HOME := $(or $(XDG_DATA_HOME),$(HOME)/.local/share)
 DEB_PACKAGES := debhelper dpkg-dev fakeroot lintian
 MODEL_DIR := $(DATA_HOME)/crayon/models
@@ -29,6 +30,10 @@ demo: all models ## fit a small model to a task, then ask a bigger one: two minu
 
 test: all ## unit, kernel, golden and end-to-end tests
 	@ctest --test-dir build --output-on-failure
+
+cross: deps ## kernel tests on other processors, under QEMU: aarch64, an x86-64 without AVX
+	@tools/deps.sh $(CROSS_PACKAGES)
+	@tests/cross.sh
 
 bench: all ## measure crayon, and the peers where they are installed
 	@bench/run.sh

@@ -65,8 +65,9 @@ static void machine(struct cr_facts *f)
     static const struct {
         enum cr_cpu level;
         const char *name;
-    } levels[] = {{CR_CPU_REF, "ref"},       {CR_CPU_AVX2, "avx2"}, {CR_CPU_AVXVNNI, "avxvnni"},
-                  {CR_CPU_AVX512, "avx512"}, {CR_CPU_AMX, "amx"},   {CR_CPU_NEON, "neon"}};
+    } levels[] = {{CR_CPU_REF, "ref"},         {CR_CPU_AVX2, "avx2"}, {CR_CPU_AVXVNNI, "avxvnni"},
+                  {CR_CPU_AVX512, "avx512"},   {CR_CPU_AMX, "amx"},   {CR_CPU_NEON, "neon"},
+                  {CR_CPU_DOTPROD, "dotprod"}, {CR_CPU_I8MM, "i8mm"}};
     struct utsname u;
     char cpu[256];
     struct cr_buf b;

@@ -105,7 +105,8 @@ enum cr_pages { CR_PAGES_AUTO, CR_PAGES_MAP, CR_PAGES_HUGE };
 
 struct cr_model_options {
     int n_threads; /* 0: one per online core, at most 64 */
-    /* "ref", "avx2", "avxvnni", "avx512", "amx", "neon", "auto"; NULL: $CR_CPU, else "auto" */
+    /* "ref", "avx2", "avxvnni", "avx512", "amx", "neon", "dotprod", "i8mm", "auto"; NULL: $CR_CPU,
+     * else "auto" */
     const char *cpu;
     const char *template_name; /* chat template to use instead of the file's; NULL: the file's */
     bool vocab_only;           /* read the tokenizer only; sessions are refused */

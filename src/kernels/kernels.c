@@ -7,12 +7,14 @@
 #include <pthread.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const level_names[CR_CPU_COUNT] = {"ref",  "avx2", "avx512",
-                                                      "neon", "amx",  "avxvnni"};
+static const char *const level_names[CR_CPU_COUNT] = {"ref", "avx2",    "avx512",  "neon",
+                                                      "amx", "avxvnni", "dotprod", "i8mm"};
 
 #if defined(__x86_64__)
 /* Not every compiler's __builtin_cpu_supports knows F16C. It works on the same registers as AVX. */
@@ -77,6 +79,10 @@ bool cr_cpu_has(enum cr_cpu level)
 #elif defined(__aarch64__)
     case CR_CPU_NEON:
         return true;
+    case CR_CPU_DOTPROD: /* what the system says of the processor: HWCAP_ASIMDDP, HWCAP2_I8MM */
+        return (getauxval(AT_HWCAP) >> 20 & 1) != 0;
+    case CR_CPU_I8MM:
+        return cr_cpu_has(CR_CPU_DOTPROD) && (getauxval(AT_HWCAP2) >> 13 & 1) != 0;
 #endif
     default:
         return false;
@@ -102,6 +108,10 @@ const struct cr_kernels *cr_kernels_level(enum cr_cpu level)
 #elif defined(__aarch64__)
     case CR_CPU_NEON:
         return &cr_kernels_neon;
+    case CR_CPU_DOTPROD:
+        return &cr_kernels_dotprod;
+    case CR_CPU_I8MM:
+        return &cr_kernels_i8mm;
 #endif
     default:
         return &cr_kernels_ref;
@@ -111,7 +121,8 @@ const struct cr_kernels *cr_kernels_level(enum cr_cpu level)
 enum cr_status cr_kernels_get(const struct cr_kernels **out, const char *name, struct cr_error *err)
 {
     static const enum cr_cpu best_first[] = {CR_CPU_AMX,  CR_CPU_AVX512, CR_CPU_AVXVNNI,
-                                             CR_CPU_AVX2, CR_CPU_NEON,   CR_CPU_REF};
+                                             CR_CPU_AVX2, CR_CPU_I8MM,   CR_CPU_DOTPROD,
+                                             CR_CPU_NEON, CR_CPU_REF};
     *out = NULL;
     const char *asked = name ? name : getenv("CR_CPU");
     if (!asked || !*asked || strcmp(asked, "auto") == 0) {
@@ -132,6 +143,6 @@ enum cr_status cr_kernels_get(const struct cr_kernels **out, const char *name, s
     }
     return cr_error_set(err, CR_INVALID,
                         "CPU level \"%s\"%s: should be ref, avx2, avxvnni, avx512, "
-                        " amx, neon or auto",
+                        " amx, neon, dotprod, i8mm or auto",
                         asked, name ? "" : " (from $CR_CPU)");
 }

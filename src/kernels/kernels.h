@@ -21,6 +21,8 @@ enum cr_cpu {
     CR_CPU_NEON,
     CR_CPU_AMX,
     CR_CPU_AVXVNNI,
+    CR_CPU_DOTPROD,
+    CR_CPU_I8MM,
     CR_CPU_COUNT
 };
 
@@ -91,9 +93,9 @@ struct cr_kernels {
 
 /* Is this level built in and supported by the CPU and the operating system? */
 bool cr_cpu_has(enum cr_cpu level);
-/* "ref", "avx2", "avxvnni", "avx512", "amx", "neon", "auto" or NULL (then $CR_CPU, else the best).
- * CR_INVALID for an unknown name, CR_UNSUPPORTED for a level this machine lacks. The table is
- * static. */
+/* "ref", "avx2", "avxvnni", "avx512", "amx", "neon", "dotprod", "i8mm", "auto" or NULL (then
+ * $CR_CPU, else the best). CR_INVALID for an unknown name, CR_UNSUPPORTED for a level this machine
+ * lacks. The table is static. */
 enum cr_status cr_kernels_get(const struct cr_kernels **out, const char *name,
                               struct cr_error *err);
 const struct cr_kernels *cr_kernels_level(enum cr_cpu level); /* NULL if not available */

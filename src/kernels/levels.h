@@ -20,6 +20,8 @@ void cr_kernels_fill_amx(struct cr_kernels *k);
 void cr_kernels_add_bf16(struct cr_kernels *k); /* where the CPU has AVX512_BF16 */
 #elif defined(__aarch64__)
 extern const struct cr_kernels cr_kernels_neon;
+extern const struct cr_kernels cr_kernels_dotprod;
+extern const struct cr_kernels cr_kernels_i8mm;
 #endif
 
 #endif

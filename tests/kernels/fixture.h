@@ -124,7 +124,7 @@ static double gamma_of(double m)
  * in products of at most 64 columns. */
 static double chain(size_t n)
 {
-    static const size_t lanes[CR_CPU_COUNT] = {1, 8, 16, 4, 16, 8};
+    static const size_t lanes[CR_CPU_COUNT] = {1, 8, 16, 4, 16, 8, 4, 4};
     return (double)(n / lanes[K->level]) + 8;
 }
 

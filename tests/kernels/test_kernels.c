@@ -595,7 +595,8 @@ static void test_low(void)
 
 static void test_dispatch(void)
 {
-    static const char *const names[] = {"ref", "avx2", "avx512", "neon", "amx", "avxvnni"};
+    static const char *const names[] = {"ref", "avx2",    "avx512",  "neon",
+                                        "amx", "avxvnni", "dotprod", "i8mm"};
     const struct cr_kernels *k;
     struct cr_error err;
     CHECK(cr_kernels_get(&k, "sse9", &err) == CR_INVALID && !k && strstr(err.msg, "sse9"),

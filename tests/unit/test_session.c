@@ -121,7 +121,8 @@ static void same_bits(const float *a, const float *b, size_t n, const char *what
             fail_msg("%s: value %zu: %.9g and %.9g", what, i, (double)a[i], (double)b[i]);
 }
 
-static const char *levels[] = {"ref", "avx2", "avx512", "neon", "amx", "avxvnni"};
+static const char *levels[] = {"ref", "avx2",    "avx512",  "neon",
+                               "amx", "avxvnni", "dotprod", "i8mm"};
 
 /* Calls fn with every model spec at every level of this machine. */
 static void each_model(void (*fn)(cr_model *m))
