@@ -75,7 +75,7 @@ size_t cr_lora_hf_row(size_t row, int head_dim)
 
 bool cr_lora_is_permuted(const cr_model *m, enum cr_linear lin)
 {
-    return m->arch == CR_ARCH_LLAMA && (lin == CR_LIN_Q || lin == CR_LIN_K);
+    return !m->rope_neox && (lin == CR_LIN_Q || lin == CR_LIN_K);
 }
 
 enum cr_status cr_lora_check_base(const cr_model *m, const char *hash, size_t n, const char *path,

@@ -615,14 +615,12 @@ enum cr_status cr_model_trainable(const cr_model *m, struct cr_error *err)
                        : m->rope_dim != m->head_dim ? "rotation of a part of each head"
                                                     : NULL;
     for (int l = 0; l < m->n_layers && !what; l++)
-        what = m->layers[l].rope < 0 ? "layers without rotation"
-               : m->layers[l].window > 0 && m->layers[l].window < m->n_ctx_train
-                   ? "a sliding window"
-                   : NULL;
+        if (m->layers[l].window > 0 && m->layers[l].window < m->n_ctx_train)
+            what = "a sliding window";
     return !what ? CR_OK
                  : cr_error_set(err, CR_UNSUPPORTED,
                                 "%s: training does not know %s (architecture %s); it knows llama, "
-                                "qwen2, qwen3, and phi3 without a window",
+                                "qwen2, qwen3, smollm3, and phi3 without a window",
                                 m->path ? m->path : "model", what, m->info.arch);
 }
 

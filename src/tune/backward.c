@@ -330,6 +330,13 @@ static size_t query_rows(cr_pass *s, int layer, const struct cr_micro *b)
     return n;
 }
 
+/* Rotates heads where the layer does (some of smollm3 do not). */
+static void turn(const cr_pass *s, int layer, float *x, int n_heads, const float *cs)
+{
+    if (s->m->layers[layer].rope >= 0)
+        cr_rope_row(s->m, x, n_heads, cs);
+}
+
 /* s->q [R, Q] and s->k [T, KV] from the kept qkv: norm of heads (qwen3), rotation. */
 static void rotate(cr_pass *s, int layer, const struct cr_micro *b, size_t n_q)
 {
@@ -341,14 +348,14 @@ static void rotate(cr_pass *s, int layer, const struct cr_micro *b, size_t n_q)
         float *q = s->q + i * qd;
         memcpy(q, qkv + s->row[i] * ld, qd * sizeof *q);
         head_norms(s, q, m->layers[layer].norm_q, m->n_heads);
-        cr_rope_row(m, q, m->n_heads, s->tables->rope + (size_t)(s->limit[i] - 1) * d);
+        turn(s, layer, q, m->n_heads, s->tables->rope + (size_t)(s->limit[i] - 1) * d);
     }
     for (size_t seq = 0; seq < b->n_seqs; seq++) {
         for (size_t t = b->seq[seq]; t < b->seq[seq + 1]; t++) {
             float *k = s->k + t * kd;
             memcpy(k, qkv + t * ld + qd, kd * sizeof *k);
             head_norms(s, k, m->layers[layer].norm_k, m->n_kv_heads);
-            cr_rope_row(m, k, m->n_kv_heads, s->tables->rope + (t - b->seq[seq]) * d);
+            turn(s, layer, k, m->n_kv_heads, s->tables->rope + (t - b->seq[seq]) * d);
         }
     }
 }
@@ -494,11 +501,11 @@ static void feed_forward_back(cr_pass *s, const float *params, int layer, size_t
 }
 
 /* Takes the rotation (and the norm of heads) back: d [n_heads * D] in place; raw: before both. */
-static void rotate_back(const cr_pass *s, float *d, const float *raw, const float *w, int n_heads,
-                        size_t pos)
+static void rotate_back(const cr_pass *s, int layer, float *d, const float *raw, const float *w,
+                        int n_heads, size_t pos)
 {
     size_t dim = (size_t)s->m->head_dim;
-    cr_rope_row(s->m, d, n_heads, s->tables->rope_back + pos * dim);
+    turn(s, layer, d, n_heads, s->tables->rope_back + pos * dim);
     for (int h = 0; w && h < n_heads; h++) {
         float *dy = s->attention; /* free by now */
         float *at = d + (size_t)h * dim;
@@ -529,12 +536,12 @@ static void attention_back(cr_pass *s, int layer, const struct cr_micro *b, size
     for (size_t i = 0; i < n_q; i++) {
         float *dq = s->y + s->row[i] * ld;
         memcpy(dq, s->in + i * qd, qd * sizeof *dq);
-        rotate_back(s, dq, k->qkv + s->row[i] * ld, m->layers[layer].norm_q, m->n_heads,
+        rotate_back(s, layer, dq, k->qkv + s->row[i] * ld, m->layers[layer].norm_q, m->n_heads,
                     (size_t)s->limit[i] - 1);
     }
     for (size_t seq = 0; seq < b->n_seqs; seq++) {
         for (size_t t = b->seq[seq]; t < b->seq[seq + 1]; t++)
-            rotate_back(s, s->y + t * ld + qd, k->qkv + t * ld + qd, m->layers[layer].norm_k,
+            rotate_back(s, layer, s->y + t * ld + qd, k->qkv + t * ld + qd, m->layers[layer].norm_k,
                         m->n_kv_heads, t - b->seq[seq]);
     }
 }

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes train-NAME.gguf: LoRA gradients and ten training losses by transformers and PEFT.
 
-usage: make_train.py [--check MODEL.gguf]...
+usage: make_train.py [NAME... | --check MODEL.gguf]
 
 README.md beside this file describes the format. --check writes train-check.gguf for another model into the
 current folder instead (large: not for the repository).
@@ -46,7 +46,7 @@ def pairs(model):
 def make(path, out):
     base = reference(path)
     config = base.config
-    llama = config.model_type == "llama"
+    llama = config.model_type in ("llama", "smollm3")  # rows of q and k in pairs
     heads = {0: config.num_attention_heads, 1: config.num_key_value_heads}
     model = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0,
                                                     target_modules=[l[0] for l in LINEARS]))
@@ -98,5 +98,5 @@ torch.manual_seed(0)
 if len(sys.argv) > 2 and sys.argv[1] == "--check":
     make(Path(sys.argv[2]), Path("train-check.gguf"))
 else:
-    for name in ("stories260K", "random-qwen2", "random-qwen3"):
+    for name in sys.argv[1:] or ("stories260K", "random-qwen2", "random-qwen3", "random-smollm3"):
         make(DATA / f"{name}.gguf", HERE / f"train-{name}.gguf")

@@ -171,6 +171,12 @@ static void qwen3_head_norms(void **state)
     gradients_of(CR_ARCH_QWEN3, CR_F32, CR_POOL_SHARED);
 }
 
+static void smollm3_layer_without_rotation(void **state)
+{
+    (void)state;
+    gradients_of(CR_ARCH_SMOLLM3, CR_F32, CR_POOL_SHARED);
+}
+
 /* float32 weights of the same values give the same bits. */
 static void quantised(void **state)
 {
@@ -334,11 +340,17 @@ static void out_of_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(llama_shared), cmocka_unit_test(llama_separate),
-        cmocka_unit_test(qwen2_bias),   cmocka_unit_test(qwen3_head_norms),
-        cmocka_unit_test(quantised),    cmocka_unit_test(some_targets),
-        cmocka_unit_test(packing),      cmocka_unit_test(turns),
-        cmocka_unit_test(bfloat16),     cmocka_unit_test(out_of_memory),
+        cmocka_unit_test(llama_shared),
+        cmocka_unit_test(llama_separate),
+        cmocka_unit_test(qwen2_bias),
+        cmocka_unit_test(qwen3_head_norms),
+        cmocka_unit_test(smollm3_layer_without_rotation),
+        cmocka_unit_test(quantised),
+        cmocka_unit_test(some_targets),
+        cmocka_unit_test(packing),
+        cmocka_unit_test(turns),
+        cmocka_unit_test(bfloat16),
+        cmocka_unit_test(out_of_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

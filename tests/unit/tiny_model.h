@@ -74,7 +74,7 @@ static struct tiny *tiny_new(enum cr_arch arch, uint32_t type)
     m->n_ctx_train = 64;
     m->q_dim = q;
     m->kv_dim = kv;
-    m->rope_neox = arch != CR_ARCH_LLAMA;
+    m->rope_neox = arch != CR_ARCH_LLAMA && arch != CR_ARCH_SMOLLM3;
     m->norm_eps = 1e-5f;
     m->rope_mscale = 1;
     m->n_ropes = 1;
@@ -98,6 +98,7 @@ static struct tiny *tiny_new(enum cr_arch arch, uint32_t type)
             w->lin[i] = tiny_matrix(t, type, shape[i][0], shape[i][1]);
         w->attn_norm = tiny_vector(t, TINY_EMBD, 1, 0.2);
         w->ffn_norm = tiny_vector(t, TINY_EMBD, 1, 0.2);
+        w->rope = arch == CR_ARCH_SMOLLM3 && l == 1 ? -1 : 0;
         if (arch == CR_ARCH_QWEN2) {
             w->bias_q = tiny_vector(t, (size_t)q, 0, 0.3);
             w->bias_k = tiny_vector(t, (size_t)kv, 0, 0.3);
