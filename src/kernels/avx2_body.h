@@ -293,6 +293,14 @@ INLINE void load_tiles(enum cr_type type, struct tile *out, const uint8_t *p, si
         *out = load_tile(type, p, rb);
 }
 
+/* How many vectors of pairs of products, each at most 2 * 127 * the largest code, stay below 2^15
+ * when they are added: 8 of 4-bit codes, 4 of 5 bits, 2 of 6 bits. */
+INLINE int pairs_in_16_bits(enum cr_type type)
+{
+    const bool five = type == CR_Q5_0 || type == CR_Q5_1 || type == CR_Q5_K;
+    return is_signed(type) ? 1 : type == CR_Q6_K ? 2 : five ? 4 : 8;
+}
+
 /* The integer sums of tile columns 4 begin .. 4 end - 1 by T activations. */
 #if defined(__AVXVNNI__)
 INLINE void integer_sums(enum cr_type type, int T, __m256i *dot, const struct tile *tile,
@@ -313,14 +321,6 @@ INLINE void integer_sums(enum cr_type type, int T, __m256i *dot, const struct ti
     }
 }
 #else
-/* How many vectors of pairs of products, each at most 2 * 127 * the largest code, stay below 2^15
- * when they are added: 8 of 4-bit codes, 4 of 5 bits, 2 of 6 bits. */
-INLINE int pairs_in_16_bits(enum cr_type type)
-{
-    const bool five = type == CR_Q5_0 || type == CR_Q5_1 || type == CR_Q5_K;
-    return is_signed(type) ? 1 : type == CR_Q6_K ? 2 : five ? 4 : 8;
-}
-
 INLINE void integer_sums(enum cr_type type, int T, __m256i *dot, const struct tile *tile,
                          const struct cr_block_q8a *const *x, size_t b, int begin, int end)
 {
@@ -587,24 +587,40 @@ INLINE vi vi_high(vi v)
 {
     return _mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15));
 }
+INLINE vi vi_or(vi a, vi b)
+{
+    return _mm256_or_si256(a, b);
+}
+INLINE vi vi_fifth(vi v, int g)
+{
+    v = g < 4 ? _mm256_slli_epi16(v, 4 - g) : _mm256_srli_epi16(v, g - 4);
+    return _mm256_and_si256(v, _mm256_set1_epi8(16));
+}
+/* 8 pairs of at most 2 * 15 * 127 stay below 2^15. */
+INLINE bool sums_fit_16_bits(enum cr_type type)
+{
+    return !VNNI && pairs_in_16_bits(type) == 8;
+}
 INLINE vi vi_dot(enum cr_type type, vi acc, vi w, vi x)
 {
 #if defined(__AVXVNNI__)
     (void)type;
     return _mm256_dpbusd_avx_epi32(acc, w, x);
 #else
-    if (type != CR_Q8_0) /* 8 pairs of at most 2 * 15 * 127 stay below 2^15 */
+    if (sums_fit_16_bits(type))
         return _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, x));
-    x = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+    x = is_signed(type) ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
+                        : _mm256_maddubs_epi16(w, x);
     return _mm256_add_epi32(acc, _mm256_madd_epi16(x, _mm256_set1_epi16(1)));
 #endif
 }
 INLINE vf vi_float(enum cr_type type, vi v, const int32_t *sum)
 {
-    if (!VNNI && type != CR_Q8_0)
+    if (sums_fit_16_bits(type))
         v = _mm256_madd_epi16(v, _mm256_set1_epi16(1));
-    if (type == CR_Q4_0)
-        v = _mm256_sub_epi32(v, _mm256_slli_epi32(_mm256_set1_epi32(*sum), 3));
+    if (type == CR_Q4_0 || type == CR_Q5_0)
+        v = _mm256_sub_epi32(v,
+                             _mm256_slli_epi32(_mm256_set1_epi32(*sum), type == CR_Q4_0 ? 3 : 4));
     if (VNNI && type == CR_Q8_0)
         v = _mm256_sub_epi32(v, _mm256_slli_epi32(_mm256_set1_epi32(*sum), 7));
     return _mm256_cvtepi32_ps(v);

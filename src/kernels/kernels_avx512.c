@@ -299,14 +299,23 @@ INLINE vi vi_high(vi v)
 {
     return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15));
 }
-/* -128 or -8 times the sum of the activation's codes: see the top. */
+INLINE vi vi_or(vi a, vi b)
+{
+    return _mm512_or_si512(a, b);
+}
+INLINE vi vi_fifth(vi v, int g)
+{
+    v = g < 4 ? _mm512_slli_epi16(v, 4 - g) : _mm512_srli_epi16(v, g - 4);
+    return _mm512_and_si512(v, _mm512_set1_epi8(16));
+}
+/* -128, -8 or -16 times the sum of the activation's codes: see the top. */
 INLINE vi vi_start(enum cr_type type, const int32_t *sum)
 {
     const vi zero = _mm512_setzero_si512();
-    if (type == CR_Q4_1)
+    const unsigned shift = type == CR_Q8_0 ? 7 : type == CR_Q4_0 ? 3 : 4;
+    if (sum_factor(type) == 0)
         return zero;
-    return _mm512_sub_epi32(zero,
-                            _mm512_slli_epi32(_mm512_set1_epi32(*sum), type == CR_Q8_0 ? 7 : 3));
+    return _mm512_sub_epi32(zero, _mm512_slli_epi32(_mm512_set1_epi32(*sum), shift));
 }
 INLINE vi vi_dot(enum cr_type type, vi acc, vi w, vi x)
 {

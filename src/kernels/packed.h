@@ -4,9 +4,10 @@
  * a panel is one stream of whole vectors. A panel of n_blocks blocks of 32 columns holds
  *
  *     codes   n_blocks times: vector g has bytes 4g .. 4g + 3 of every row's codes, one row a lane;
- *             4 vectors for types of 4 bits, whose high nibbles are the block's second half, else 8
- *     d       n_blocks times LANES float16
- *     m       the same, Q4_1 only
+ *             8 vectors for Q8_0, else 4 of nibbles, whose high ones are the block's second half,
+ *             and for types of 5 bits one more: bit g of its byte k is the fifth of value 4g + k
+ *     scales  d: n_blocks times LANES float16; then m, where the type has minima. Q4_K and Q5_K:
+ *             for each 8 blocks d, m as float16, and 8 times the scales and minima as bytes
  *
  * and is padded to whole cache lines; rows that a last panel lacks are zeros. A level defines,
  * before it includes this file, LANES, vf, vm and the operations v_lanes, v_load_mask,
@@ -14,6 +15,7 @@
  *
  *     vi                       LANES integers; vi_load(p), vi_set4(p): 4 bytes to every lane
  *     vi_low(v) vi_high(v)     the nibbles of each byte
+ *     vi_fifth(v, g)           16 where bit g of a byte is set, else 0
  *     vi_start(type, &sum)     what a block's integer sum begins with; sum: of the activation's
  * codes vi_dot(type, acc, w, x)  acc + w x by bytes, four to a lane vi_float(type, v)        the
  * finished sum PACKED_FLIP              0x80 where codes of Q8_0 are stored unsigned, with 128
@@ -24,6 +26,7 @@
 #ifndef CR_PACKED_H
 #define CR_PACKED_H
 
+#include "kernels/groups.h"
 #include "kernels/levels.h"
 
 #include <math.h>
@@ -36,16 +39,77 @@ INLINE bool has_nibbles(enum cr_type type)
     return type != CR_Q8_0;
 }
 
+INLINE bool has_fifth(enum cr_type type)
+{
+    return type == CR_Q5_0 || type == CR_Q5_1 || type == CR_Q5_K;
+}
+
+INLINE bool is_k4(enum cr_type type)
+{
+    return type == CR_Q4_K || type == CR_Q5_K;
+}
+
 INLINE size_t code_vectors(enum cr_type type)
 {
-    return has_nibbles(type) ? 4 : 8;
+    return has_fifth(type) ? 5 : has_nibbles(type) ? 4 : 8;
+}
+
+enum { K_SCALES = (2 * 2 + 8 * 2) * LANES }; /* bytes for 8 blocks of Q4_K or Q5_K */
+
+INLINE size_t scales_bytes(enum cr_type type, size_t n_blocks)
+{
+    return is_k4(type) ? n_blocks / 8 * K_SCALES : n_blocks * LANES * (has_minimum(type) ? 4 : 2);
 }
 
 static size_t panel_bytes(enum cr_type type, size_t n)
 {
-    size_t scales = type == CR_Q4_1 ? 2 : 1;
-    size_t block = LANES * (4 * code_vectors(type) + scales * sizeof(uint16_t));
-    return (n / CR_QK * block + 63) / 64 * 64;
+    size_t codes = n / CR_QK * code_vectors(type) * 4 * LANES;
+    return (codes + scales_bytes(type, n / CR_QK) + 63) / 64 * 64;
+}
+
+/* The codes of a group for lane r. */
+INLINE void pack_codes(enum cr_type type, uint8_t *codes, size_t r, const struct group *group)
+{
+    uint8_t c[CR_QK];
+    for (int i = 0; i < CR_QK; i++)
+        c[i] = (uint8_t)(group->q[i] + code_offset(type));
+    for (size_t i = 0; i < 16; i++)
+        codes[4 * (i / 4 * LANES + r) + i % 4] = (uint8_t)((c[i] & 15) | (c[i + 16] & 15) << 4);
+    for (size_t i = 0; has_fifth(type) && i < CR_QK; i++) {
+        uint8_t *at = codes + 4 * (4 * LANES + r) + i % 4;
+        *at = (uint8_t)(*at | c[i] >> 4 << i / 4);
+    }
+}
+
+/* Types whose codes or scales lie otherwise in the file. */
+INLINE void pack_groups(enum cr_type type, uint8_t *dst, const uint8_t *w, size_t row_bytes,
+                        size_t rows, size_t n)
+{
+    const size_t n_blocks = n / CR_QK, vectors = code_vectors(type);
+    const size_t groups = (size_t)groups_of(type), size = cr_type_info(type)->block_size;
+    uint8_t *scales = dst + n_blocks * vectors * 4 * LANES;
+    memset(dst, 0, panel_bytes(type, n));
+    for (size_t b = 0; b < n_blocks; b++) {
+        for (size_t r = 0; r < rows; r++) {
+            const uint8_t *block = w + r * row_bytes + b / groups * size;
+            struct group group;
+            unpack_group(&group, type, block, (int)(b % groups));
+            pack_codes(type, dst + b * vectors * 4 * LANES, r, &group);
+            if (is_k4(type)) {
+                uint8_t *to = scales + b / 8 * K_SCALES;
+                int scale, min;
+                six_bits(block + 4, (int)(b % 8), &scale, &min);
+                memcpy(to + 2 * r, block, 2);
+                memcpy(to + 2 * (LANES + r), block + 2, 2);
+                to[(4 + 2 * (b % 8)) * LANES + r] = (uint8_t)scale;
+                to[(5 + 2 * (b % 8)) * LANES + r] = (uint8_t)min;
+            } else {
+                memcpy(scales + 2 * (b * LANES + r), block, 2);
+                if (has_minimum(type))
+                    memcpy(scales + 2 * ((n_blocks + b) * LANES + r), block + 2, 2);
+            }
+        }
+    }
 }
 
 /* One panel from rows row_bytes apart; `rows` of LANES are there. */
@@ -81,9 +145,13 @@ INLINE void pack_rows(enum cr_type type, void *dst, const void *w, size_t row_by
     const size_t bytes = panel_bytes(type, n);
     uint8_t *to = dst;
     const uint8_t *from = w;
-    for (size_t r = 0; r < rows; r += LANES, to += bytes)
-        pack_panel(type, to, from + r * row_bytes, row_bytes, rows - r < LANES ? rows - r : LANES,
-                   n);
+    for (size_t r = 0; r < rows; r += LANES, to += bytes) {
+        size_t some = rows - r < LANES ? rows - r : LANES;
+        if (is_k4(type) || has_fifth(type))
+            pack_groups(type, to, from + r * row_bytes, row_bytes, some, n);
+        else
+            pack_panel(type, to, from + r * row_bytes, row_bytes, some, n);
+    }
 }
 
 /* ---- products -------------------------------------------------------------------------- */
@@ -103,14 +171,32 @@ INLINE void prefetch_block(enum cr_type type, const uint8_t *codes, const struct
                            size_t b)
 {
     const size_t vectors = code_vectors(type), size = vectors * 4 * LANES;
-    const uint8_t *scales = codes + (j->n_blocks - b) * size + b * 2 * LANES;
+    const uint8_t *scales = codes + (j->n_blocks - b) * size;
+    scales += is_k4(type) ? b * K_SCALES / 8 : b * 2 * LANES;
     UNROLL for (size_t i = 0; i < size; i += 64)
     {
         __builtin_prefetch(codes + i);
     }
     __builtin_prefetch(scales);
-    if (type == CR_Q4_1)
+    if (has_minimum(type) && !is_k4(type))
         __builtin_prefetch(scales + j->n_blocks * 2 * LANES);
+}
+
+/* Scales and minima of block b of a panel whose scales begin at p. */
+INLINE void load_scales(enum cr_type type, vf *d, vf *m, const uint8_t *p, size_t b,
+                        size_t n_blocks)
+{
+    if (is_k4(type)) {
+        p += b / 8 * K_SCALES;
+        const int8_t *six = (const int8_t *)p + (4 + 2 * (b % 8)) * LANES;
+        *d = v_mul(v_load_f16((const void *)p), v_load_i8(six));
+        *m = v_mul(v_sub(v_zero(), v_load_f16((const void *)(p + 2 * LANES))),
+                   v_load_i8(six + LANES));
+        return;
+    }
+    p += b * 2 * LANES;
+    *d = v_load_f16((const void *)p);
+    *m = has_minimum(type) ? v_load_f16((const void *)(p + n_blocks * 2 * LANES)) : v_zero();
 }
 
 /* P panels by T tokens. */
@@ -129,7 +215,11 @@ INLINE void packed_tile(enum cr_type type, int P, int T, const struct packed_job
     for (size_t b = 0; b < n_blocks; b++) {
         const uint8_t *codes = j->w + b * vectors * VECTOR;
         const uint8_t *x = j->x + b * sizeof(struct cr_block_q8a);
-        vi dot[2][N];
+        vi dot[2][N], fifth[2];
+        UNROLL for (int p = 0; p < P; p++)
+        {
+            fifth[p] = vi_load(codes + (size_t)p * j->bytes + (has_fifth(type) ? 4 * VECTOR : 0));
+        }
         if (T <= 2)
             prefetch_block(type, codes + (size_t)P * j->bytes, j, b);
         UNROLL for (int t = 0; t < T; t++)
@@ -149,6 +239,8 @@ INLINE void packed_tile(enum cr_type type, int P, int T, const struct packed_job
                     w[p] = !has_nibbles(type) ? vi_load(at + (size_t)half * 4 * VECTOR)
                            : half             ? vi_high(vi_load(at))
                                               : vi_low(vi_load(at));
+                    if (has_fifth(type))
+                        w[p] = vi_or(w[p], vi_fifth(fifth[p], g + 4 * half));
                 }
                 UNROLL for (int t = 0; t < T; t++)
                 {
@@ -163,17 +255,15 @@ INLINE void packed_tile(enum cr_type type, int P, int T, const struct packed_job
         }
         UNROLL for (int p = 0; p < P; p++)
         {
-            const uint8_t *scales =
-                j->w + (size_t)p * j->bytes + n_blocks * vectors * VECTOR + b * 2 * LANES;
-            vf d = v_load_f16((const void *)scales), m = v_zero();
-            if (type == CR_Q4_1)
-                m = v_load_f16((const void *)(scales + n_blocks * 2 * LANES));
+            vf d, m;
+            load_scales(type, &d, &m, j->w + (size_t)p * j->bytes + n_blocks * vectors * VECTOR, b,
+                        n_blocks);
             UNROLL for (int t = 0; t < T; t++)
             {
                 const struct cr_block_q8a *xb = (const void *)(x + (size_t)t * j->x_bytes);
                 acc[p][t] =
                     v_fma(v_mul(d, v_set1(xb->d)), vi_float(type, dot[p][t], &xb->sum), acc[p][t]);
-                if (type == CR_Q4_1)
+                if (has_minimum(type))
                     acc[p][t] = v_fma(m, v_set1(xb->s), acc[p][t]);
             }
         }
@@ -247,6 +337,10 @@ INLINE void matmul_packed(enum cr_type type, float *y, size_t ldy, const void *w
 PACKED(q8_0, CR_Q8_0)
 PACKED(q4_0, CR_Q4_0)
 PACKED(q4_1, CR_Q4_1)
+PACKED(q5_0, CR_Q5_0)
+PACKED(q5_1, CR_Q5_1)
+PACKED(q4_k, CR_Q4_K)
+PACKED(q5_k, CR_Q5_K)
 
 /* ---- the second factor of a low-rank change -------------------------------------------- */
 
@@ -328,9 +422,12 @@ static void add_low(float *y, size_t ldy, const void *b, const float *low, size_
 #define PACKED_KERNELS                                                                             \
     .panel_rows = LANES, .panel_bytes = panel_bytes, .low_bytes = low_bytes, .pack_low = pack_low, \
     .add_low = add_low,                                                                            \
-    .pack = {[CR_Q8_0] = pack_q8_0, [CR_Q4_0] = pack_q4_0, [CR_Q4_1] = pack_q4_1},                 \
-    .matmul_packed = {[CR_Q8_0] = matmul_packed_q8_0,                                              \
-                      [CR_Q4_0] = matmul_packed_q4_0,                                              \
-                      [CR_Q4_1] = matmul_packed_q4_1}
+    .pack = {[CR_Q8_0] = pack_q8_0, [CR_Q4_0] = pack_q4_0, [CR_Q4_1] = pack_q4_1,                  \
+             [CR_Q5_0] = pack_q5_0, [CR_Q5_1] = pack_q5_1, [CR_Q4_K] = pack_q4_k,                  \
+             [CR_Q5_K] = pack_q5_k},                                                               \
+    .matmul_packed = {[CR_Q8_0] = matmul_packed_q8_0, [CR_Q4_0] = matmul_packed_q4_0,              \
+                      [CR_Q4_1] = matmul_packed_q4_1, [CR_Q5_0] = matmul_packed_q5_0,              \
+                      [CR_Q5_1] = matmul_packed_q5_1, [CR_Q4_K] = matmul_packed_q4_k,              \
+                      [CR_Q5_K] = matmul_packed_q5_k}
 
 #endif
