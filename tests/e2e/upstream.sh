@@ -5,6 +5,7 @@ model=$MODELS/crayon-15m-q8_0.gguf
 server=
 trap '[ -z "$server" ] || kill $server' EXIT
 start() { # OPTIONS: serves on a free port, sets $url and $server
+    rm -f url # of the server before
     "$CRAYON" serve -m "$model" --alias big --port 0 "$@" > url 2> serve.err &
     server=$!
     for _ in $(seq 1000); do [ -s url ] && break; sleep 0.05; done
