@@ -1,12 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Measures crayon beside its peers and writes bench/results/NAME.json (development only).
+"""Measures crayon beside its peers, in turn, and writes bench/results/NAME.json and one SVG a table
+(development only).
 
-usage: bench/bench.py [--rounds N] [--threads N] [--out FILE] [MODEL.gguf ...]
+usage: bench/bench.py [--rounds N] [--threads 1,2] [--out FILE] [MODEL.gguf ...]
 
-Rounds are interleaved: ours, theirs, ours, theirs; medians and spreads are over the rounds. A peer
-runs when its program is named in the environment:
-  CRAYON_LLAMA_SIMPLE  llama-simple of llama.cpp, which runs with as many threads as there are cores
+Rounds are interleaved: crayon, peer, peer, crayon, ... ; medians and spreads are over the rounds. A
+round in which other programs used more than 4 % of the processors, or the host took more than 2 %,
+is left out where at least three others are left; "busy" tells how many were kept in spite of it.
+The environment names the peers:
+  CRAYON_LLAMA_BENCH   llama-bench of llama.cpp
+  CRAYON_IK_BENCH      llama-bench of ik_llama.cpp
+  CRAYON_LLAMA_SIMPLE  llama-simple of llama.cpp: start and memory
 CRAYON names our program (build/crayon).
 """
 import argparse
@@ -24,132 +29,187 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 CRAYON = os.environ.get("CRAYON", os.path.join(ROOT, "build", "crayon"))
 PROMPT_16 = "the sea was calm and the small boat went on along the grey coast until night"
-WORDS = "the sea was calm and the small boat went on along the grey coast until night fell "
+HUGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
-def run(cmd, **kw):
-    """Wall seconds, peak resident bytes, standard output of one process."""
-    start = time.perf_counter()
-    p = subprocess.Popen(cmd, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **kw)
+def cpu_ticks():
+    """Ticks of all processors: busy, stolen by the host, all."""
+    v = [int(x) for x in open("/proc/stat").readline().split()[1:9]]
+    return v[0] + v[1] + v[2], v[7], sum(v)
+
+
+def run(cmd, **env):
+    """Standard output, wall seconds, peak resident bytes, and whether the machine was quiet."""
+    before, start = cpu_ticks(), time.perf_counter()
+    p = subprocess.Popen(cmd, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, **env})
     out = p.stdout.read()
     _, status, usage = os.wait4(p.pid, 0)
-    p.returncode = os.waitstatus_to_exitcode(status)
-    if p.returncode:
-        raise RuntimeError(f"{cmd}: exit code {p.returncode}")
-    return time.perf_counter() - start, usage.ru_maxrss * 1024, out.decode(errors="replace")
+    wall, after = time.perf_counter() - start, cpu_ticks()
+    if os.waitstatus_to_exitcode(status):
+        raise RuntimeError(f"{cmd}: exit code {os.waitstatus_to_exitcode(status)}")
+    ours = (usage.ru_utime + usage.ru_stime) * os.sysconf("SC_CLK_TCK")
+    total = max(1, after[2] - before[2])
+    quiet = (after[0] - before[0] - ours) / total < 0.04 and (after[1] - before[1]) / total < 0.02
+    return out.decode(errors="replace"), wall, usage.ru_maxrss * 1024, quiet
 
 
-def text_of(model, n_tokens):
-    """A text of about n tokens of this model, made of plain words."""
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as f:
-        f.write(WORDS * 40)
-        f.flush()
-        ids = json.loads(run([CRAYON, "tokenize", "-m", model, "--json", "-q", f.name])[2])
-    return (WORDS * 40)[: int(len(WORDS) * 40 * n_tokens / len(ids))].strip()
+def ours(model, threads, pages, *more):
+    out, _, peak, quiet = run([CRAYON, "bench", "-m", model, "-t", str(threads), "--pages", pages, "--rounds", "2",
+                               "--json", "-q", *more])
+    t = json.loads(out)
+    return {"prefill": t["prefill_tokens_per_s"], "decode": t["decode_tokens_per_s"],
+            "read_share": t.get("decode_share_of_reading"), "peak_share": t.get("prefill_share_of_peak")}, quiet
 
 
-def ours(model, threads, prompt, n, *more):
-    _, peak, out = run([CRAYON, "run", "-m", model, "-t", str(threads), "--raw", "--temp", "0", "-n",
-                        str(n), "--ignore-end", "--json", "-q", "-p", prompt, *more])
-    t = json.loads(out)["timings"]
-    return {"prefill": 1e3 * t["prefill_tokens"] / t["prefill_ms"],
-            "decode": 1e3 * t["decode_tokens"] / t["decode_ms"] if t["decode_tokens"] > 1 else None,
-            "load_ms": t["load_ms"], "first_token_ms": t["first_token_ms"], "peak": peak}
+def llama_bench(program, model, threads, huge, *more):
+    out, _, _, quiet = run([program, "-m", model, "-t", str(threads), "-p", "512", "-n", "128", "-r", "2", "-o", "json",
+                            *more], **(HUGE if huge else {}))
+    rows = json.loads(out)
+    return {"prefill" if r["n_prompt"] else "decode": statistics.median(r["samples_ts"]) for r in rows}, quiet
 
 
-def llama_simple(model, prompt, n):
-    """Whole-process ms, peak bytes, and tokens/s of prompt and answer by its own clock."""
-    start = time.perf_counter()
-    p = subprocess.Popen([os.environ["CRAYON_LLAMA_SIMPLE"], "-m", model, "-ngl", "0", "-n", str(n), prompt],
-                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    text = p.stderr.read().decode(errors="replace")
-    _, _, usage = os.wait4(p.pid, 0)
-    wall = 1e3 * (time.perf_counter() - start)
-    speeds = [float(x) for x in re.findall(r"eval time =.*?([\d.]+) tokens per second", text)]
-    return wall, usage.ru_maxrss * 1024, speeds
+def runners(model, threads):
+    """Name -> function that measures once."""
+    r = {"crayon, huge pages": lambda: ours(model, threads, "huge"),
+         "crayon, mapped": lambda: ours(model, threads, "map")}
+    lc, ik = os.environ.get("CRAYON_LLAMA_BENCH"), os.environ.get("CRAYON_IK_BENCH")
+    if lc:
+        r["llama.cpp"] = lambda: llama_bench(lc, model, threads, False)
+        r["llama.cpp, huge pages"] = lambda: llama_bench(lc, model, threads, True, "-lm", "none")
+    if ik:
+        r["ik_llama.cpp"] = lambda: llama_bench(ik, model, threads, False, "-rtr", "1", "-fa", "1")
+        r["ik_llama.cpp, huge pages"] = lambda: llama_bench(ik, model, threads, True, "-rtr", "1", "-fa", "1")
+    return r
 
 
-def spread(values):
-    return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}
+def spread(samples):
+    """samples: (value, quiet)."""
+    quiet = [v for v, q in samples if q]
+    values = quiet if len(quiet) >= 3 else [v for v, _ in samples]
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values),
+            "busy": len(values) - min(len(quiet), len(values))}
 
 
-def engine(model, threads, rounds, palette):
-    long_text, rows = text_of(model, 512), {}
-
-    def note(name, value):
-        if value is not None:
-            rows.setdefault(name, []).append(value)
-
+def speed_table(model, threads, rounds):
+    samples, failed = {}, set()
     for _ in range(rounds):
-        a, b = ours(model, threads, long_text, 1), ours(model, threads, "The", 128)
-        note("crayon prefill tok/s", a["prefill"])
-        note("crayon decode tok/s", b["decode"])
-        note("crayon peak MiB", b["peak"] / 2**20)
-        if palette:
-            a, b = (ours(model, threads, long_text, 1, "--palette", palette),
-                    ours(model, threads, "The", 128, "--palette", palette))
-            note("crayon + palette prefill tok/s", a["prefill"])
-            note("crayon + palette decode tok/s", b["decode"])
-        start, peak, _ = run([CRAYON, "run", "-m", model, "-t", str(threads), "--raw", "-n", "1", "--temp", "0",
-                              "-q", "-p", PROMPT_16])
-        note("crayon process to first token ms", 1e3 * start)
-        if os.environ.get("CRAYON_LLAMA_SIMPLE"):
-            wall, peak, _ = llama_simple(model, PROMPT_16, 1)
-            note("llama.cpp process to first token ms", wall)
-            note("llama.cpp peak MiB", peak / 2**20)
-            note("llama.cpp prefill tok/s", llama_simple(model, long_text, 2)[2][0])
-            note("llama.cpp decode tok/s", llama_simple(model, "The", 128)[2][1])
-    return {k: spread(v) for k, v in rows.items()}
+        for name, fn in runners(model, threads).items():
+            if name in failed:
+                continue
+            try:
+                values, quiet = fn()
+            except (RuntimeError, ValueError) as e:
+                print(f"{name}: {e}", file=sys.stderr)
+                failed.add(name)
+                continue
+            for what, v in values.items():
+                if v is not None:
+                    samples.setdefault(what, {}).setdefault(name, []).append((v, quiet))
+    return {what: {name: spread(s) for name, s in by.items()} for what, by in samples.items()}
 
 
-
-
-def blend(model, pool, examples, rounds):
-    times = []
+def start_table(model, rounds):
+    samples = {}
+    simple = os.environ.get("CRAYON_LLAMA_SIMPLE")
     for _ in range(rounds):
-        out = run([CRAYON, "blend", "-m", model, "--pool", pool, "--examples", examples, "--level", "instant", "--shots",
-                   "10", "--json", "-q", "-o", tempfile.mktemp(".palette")])[2]
+        for pages in ("map", "huge"):
+            _, wall, peak, quiet = run([CRAYON, "run", "-m", model, "--raw", "-n", "1", "--temp", "0", "-q", "--pages",
+                                        pages, "-p", PROMPT_16])
+            samples.setdefault(f"crayon, {pages}: process to first token, ms", []).append((1e3 * wall, quiet))
+            samples.setdefault(f"crayon, {pages}: peak above file, MiB", []).append(
+                ((peak - os.path.getsize(model)) / 2**20, quiet))
+        if simple:
+            _, wall, peak, quiet = run([simple, "-m", model, "-ngl", "0", "-n", "1", PROMPT_16])
+            samples.setdefault("llama.cpp: process to first token, ms", []).append((1e3 * wall, quiet))
+            samples.setdefault("llama.cpp: peak above file, MiB", []).append(
+                ((peak - os.path.getsize(model)) / 2**20, quiet))
+    return {k: spread(v) for k, v in samples.items()}
+
+
+def blend_table(model, pool, examples, rounds):
+    samples, palette = [], tempfile.mktemp(".palette")
+    for _ in range(rounds):
+        out, _, _, quiet = run([CRAYON, "blend", "-m", model, "--pool", pool, "--examples", examples, "--level", "instant",
+                                "--shots", "10", "--json", "-q", "-o", palette])
         t = json.loads(out)
-        times.append(sum(float(t[k]) for k in ("embed_ms", "solve_ms", "apply_ms")))
-    return spread(times)
+        samples.append((sum(float(t[k]) for k in ("embed_ms", "solve_ms", "apply_ms")), quiet))
+    with_palette, without = [], []
+    for _ in range(rounds):
+        without.append(ours(model, 2, "huge"))
+        with_palette.append(ours(model, 2, "huge", "--palette", palette, "--pool", pool))
+    rows = {"10 examples to applied blend, ms": spread(samples)}
+    for what in ("prefill", "decode"):
+        rows[f"{what}, no palette, tokens/s"] = spread([(v[what], q) for v, q in without])
+        rows[f"{what}, with a palette, tokens/s"] = spread([(v[what], q) for v, q in with_palette])
+    return rows
+
+
+def svg(path, title, table):
+    """Bars with their spread, one group for each row of numbers."""
+    bar, left, width, lines, y = 16, 190, 420, [], 40
+    colour = {"c": "#c2410c", "l": "#64748b", "i": "#94a3b8"}
+    for what in ("prefill", "decode"):
+        if what not in table:
+            continue
+        top = max(v["max"] for v in table[what].values())
+        lines.append(f'<text x="8" y="{y}" font-weight="bold">{what}, tokens/s</text>')
+        y += 8
+        for name, v in table[what].items():
+            w = width * v["median"] / top
+            a, b = (left + width * v[k] / top for k in ("min", "max"))
+            lines += [f'<text x="8" y="{y + 12}">{name}</text>',
+                      f'<rect x="{left}" y="{y + 2}" width="{w:.1f}" height="{bar - 4}" fill="{colour[name[0]]}"/>',
+                      f'<path d="M{a:.1f} {y + 8}H{b:.1f}" stroke="#111"/>',
+                      f'<text x="{left + width + 8}" y="{y + 12}">{v["median"]:.0f}</text>']
+            y += bar
+        y += 24
+    with open(path, "w") as f:
+        f.write(f'<svg xmlns="http://www.w3.org/2000/svg" width="680" height="{y}" font-family="sans-serif" font-size="12">\n'
+                f'<rect width="680" height="{y}" fill="#fff"/>\n<text x="8" y="18" font-size="14">{title}</text>\n'
+                + "\n".join(lines) + "\n</svg>\n")
 
 
 def machine():
     cpu = re.search(r"model name\s*: (.*)", open("/proc/cpuinfo").read())
+    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return {"cpu": cpu.group(1) if cpu else platform.processor(), "cores": os.cpu_count(),
-            "load_before": os.getloadavg()[0],
-            "commit": subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True,
-                                     text=True).stdout.strip()}
+            "load_before": os.getloadavg()[0], "commit": commit.stdout.strip(),
+            "peers": {"llama.cpp": os.environ.get("CRAYON_LLAMA_COMMIT", "0c1e57098"),
+                      "ik_llama.cpp": os.environ.get("CRAYON_IK_COMMIT", "8337e4cd")}}
 
 
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--threads", default="2")
     p.add_argument("--out", default=os.path.join(HERE, "results", "latest.json"))
     p.add_argument("models", nargs="*")
     a = p.parse_args()
     small = os.path.join(ROOT, "models", "crayon-15m-q8_0.gguf")
     pool = os.path.join(ROOT, "models", "crayon-15m-pool.gguf")
-    examples = os.path.join(ROOT, "demo", "clinc150.jsonl")
-    palette = tempfile.mktemp(".palette")
-    run([CRAYON, "blend", "-m", small, "--pool", pool, "--examples", examples, "--level", "instant", "-q",
-         "-o", palette])
-    result = {"machine": machine(), "threads": a.threads, "command": " ".join(os.path.basename(x) for x in sys.argv), "rows": {}}
+    result = {"machine": machine(), "command": " ".join(os.path.basename(x) for x in sys.argv), "speed": {}, "start": {}}
     for m in a.models or [small]:
-        result["rows"][os.path.basename(m)] = engine(m, a.threads, a.rounds, palette if m == small else None)
-    result["blend of 10 examples, ms"] = blend(small, pool, examples, a.rounds)
+        for threads in (int(t) for t in a.threads.split(",")):
+            name = f"{os.path.basename(m)}, {threads} thread{'s' * (threads > 1)}"
+            table = result["speed"][name] = speed_table(m, threads, a.rounds)
+            svg(re.sub(r"\.json$", "", a.out) + "-" + re.sub(r"[^a-z0-9_]+", "-", name.lower()) + ".svg", name, table)
+            print(name)
+            for what in table:
+                best = max([v["median"] for k, v in table[what].items() if not k.startswith("crayon")], default=0)
+                for k, v in table[what].items():
+                    ratio = f"  {v['median'] / best:5.2f} x the best peer" if best and k.startswith("crayon") else ""
+                    print(f"  {what:10s} {k:26s} {v['median']:10.2f} ({v['min']:.2f}-{v['max']:.2f}, n={v['n']}, "
+                          f"busy={v['busy']}){ratio}")
+        result["start"][os.path.basename(m)] = start_table(m, a.rounds)
+    result["blend, 15M"] = blend_table(small, pool, os.path.join(ROOT, "demo", "clinc150.jsonl"), a.rounds)
     result["load_after"] = os.getloadavg()[0]
-    os.makedirs(os.path.dirname(a.out), exist_ok=True)
+    os.makedirs(os.path.dirname(os.path.abspath(a.out)), exist_ok=True)
     with open(a.out, "w") as f:
         json.dump(result, f, indent=1)
         f.write("\n")
-    for m, rows in result["rows"].items():
-        print(m)
-        for k, v in rows.items():
-            print(f"  {k:38s} {v['median']:9.1f}  ({v['min']:.1f}-{v['max']:.1f}, n={v['n']})")
-    b = result["blend of 10 examples, ms"]
-    print(f"blend of 10 examples, instant: {b['median']:.2f} ms ({b['min']:.2f}-{b['max']:.2f})")
+    for table in (*result["start"].values(), result["blend, 15M"]):
+        for k, v in table.items():
+            print(f"  {k:50s} {v['median']:10.2f} ({v['min']:.2f}-{v['max']:.2f}, n={v['n']}, busy={v['busy']})")
 
 
 main()

@@ -40,6 +40,7 @@ enum cr_verb_id {
     CR_VERB_LEDGER,
     CR_VERB_PULL,
     CR_VERB_CONFIG_SHOW,
+    CR_VERB_BENCH,
     CR_VERB_DOCTOR,
     CR_VERB_VERSION,
     CR_VERB_COMPLETION,
@@ -72,6 +73,8 @@ enum cr_opt {
     CR_OPT_DEVICE,
     CR_OPT_DEVICES,
     CR_OPT_PAGES,
+    CR_OPT_LOOKUP,
+    CR_OPT_DRAFT,
     CR_OPT_CTX,
     CR_OPT_TEMPLATE,
     /* sampling */
@@ -172,6 +175,12 @@ enum cr_opt {
     CR_OPT_OUT_OF_SCOPE,
     CR_OPT_ANSWERS,
     CR_OPT_COMPARE_BASE,
+    /* bench */
+    CR_OPT_PREFILL,
+    CR_OPT_DECODE,
+    CR_OPT_DEPTH,
+    CR_OPT_SEQUENCES,
+    CR_OPT_ROUNDS,
     /* output */
     CR_OPT_OUTPUT,
     CR_OPT_NAME,
@@ -197,6 +206,7 @@ enum cr_opt_group {
     CR_GROUP_EVALUATION,
     CR_GROUP_ROUTING,
     CR_GROUP_SERVER,
+    CR_GROUP_BENCH,
     CR_GROUP_OUTPUT,
     CR_GROUP_GENERAL,
     CR_GROUP_COUNT

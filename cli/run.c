@@ -22,6 +22,8 @@ struct run {
     const struct cr_args *a;
     struct cr_setup setup;
     cr_session *session;
+    cr_model *draft_model; /* of --draft, or NULL */
+    cr_session *draft;
     struct cr_sampling sampling;
     const char *const *stop;
     size_t n_stop;
@@ -53,6 +55,24 @@ static bool on_token(void *ud, int32_t id, float logprob)
     return !cr_interrupted();
 }
 
+/* The model of --draft, with as many tokens of context as the session. */
+static enum cr_status open_draft(struct run *r)
+{
+    const char *name = cr_arg_text(r->a, CR_OPT_DRAFT);
+    char *path;
+    if (!name || r->draft)
+        return CR_OK;
+    enum cr_status st = cr_model_locate(name, &path, &r->err);
+    if (st)
+        return st;
+    const struct cr_model_options opt = {.n_threads = cr_arg_int(r->a, CR_OPT_THREADS)};
+    st = cr_model_open(&r->draft_model, path, &opt, &r->err);
+    cr_free(path);
+    int most = st ? 0 : cr_model_info(r->draft_model)->n_ctx_train;
+    int n = cr_session_ctx(r->session);
+    return st ? st : cr_session_new(&r->draft, r->draft_model, n < most ? n : most, &r->err);
+}
+
 /* Generates after the given ids and lets the router decide; fills r->ans. */
 static enum cr_status answer(struct run *r, const int32_t *ids, size_t n,
                              const struct cr_message *messages, size_t n_messages)
@@ -61,6 +81,8 @@ static enum cr_status answer(struct run *r, const int32_t *ids, size_t n,
     enum cr_status st = CR_OK;
     if (!r->session)
         st = cr_setup_session(&r->setup, r->a, n + (size_t)max, &r->session, &r->err);
+    if (!st)
+        st = open_draft(r);
     if (st)
         return st;
     struct cr_generate g = {
@@ -74,6 +96,8 @@ static enum cr_status answer(struct run *r, const int32_t *ids, size_t n,
         .on_text = on_text,
         .on_token = on_token,
         .ud = r,
+        .lookup = cr_arg_flag(r->a, CR_OPT_LOOKUP),
+        .draft = r->draft,
     };
     cr_answer_reset(&r->ans);
     st = cr_generate(r->session, &g, &r->ans.stats, &r->err);
@@ -126,6 +150,8 @@ static int print_json(const struct run *r)
     cr_json_fixed(&j, "prefill_ms", ans->stats.prefill_ms, 3);
     cr_json_uint(&j, "decode_tokens", ans->stats.n_decode);
     cr_json_fixed(&j, "decode_ms", ans->stats.decode_ms, 3);
+    cr_json_uint(&j, "guessed_tokens", ans->stats.n_guessed);
+    cr_json_uint(&j, "accepted_tokens", ans->stats.n_accepted);
     cr_json_close(&j);
     cr_json_open(&j, "crayon", '{');
     cr_json_str(&j, "request_id", ans->request_id);
@@ -147,6 +173,9 @@ static void summary(const struct run *r)
 {
     char hash[9];
     cr_logits_hash(r->session, hash);
+    if (r->ans.stats.n_guessed)
+        cr_note("%zu of %zu guessed tokens accepted", r->ans.stats.n_accepted,
+                r->ans.stats.n_guessed);
     cr_summary(cr_model_info(r->setup.model), r->ans.stats.n_prefill, r->ans.stats.prefill_ms,
                r->ans.stats.n_decode, r->ans.stats.decode_ms, hash);
 }
@@ -328,6 +357,8 @@ int cr_cli_run(const struct cr_args *a)
         code = talk && r.form == CR_FORM_CHAT ? run_conversation(&r) : run_once(&r);
     }
     cr_cli_router_close(r.router);
+    cr_session_free(r.draft);
+    cr_model_close(r.draft_model);
     cr_session_free(r.session);
     cr_setup_close(&r.setup);
     cr_answer_deinit(&r.ans);

@@ -11,7 +11,8 @@ const char *const cr_group_names[CR_GROUP_COUNT] = {
     [CR_GROUP_SAMPLING] = "Sampling", [CR_GROUP_BLEND] = "Blend",
     [CR_GROUP_TRAINING] = "Training", [CR_GROUP_EVALUATION] = "Evaluation",
     [CR_GROUP_ROUTING] = "Routing",   [CR_GROUP_SERVER] = "Server",
-    [CR_GROUP_OUTPUT] = "Output",     [CR_GROUP_GENERAL] = "General",
+    [CR_GROUP_BENCH] = "Bench",       [CR_GROUP_OUTPUT] = "Output",
+    [CR_GROUP_GENERAL] = "General",
 };
 
 const struct cr_exit_code cr_exit_codes[] = {
@@ -349,6 +350,21 @@ const struct cr_verb cr_verbs[] = {
               "below [VERB] for that verb, any of its options. Without VERB: serve.",
      .examples = "  crayon config show --origin\n  crayon config show run",
      .run = cr_cli_config_show},
+    {.id = CR_VERB_BENCH,
+     .name = "bench",
+     .operands = "",
+     .summary = "measure the speed of a model on this machine",
+     .about =
+         "Measures prompts (prefill) and answers (decode) in rounds and prints tokens a second:\n"
+         "the median, and in brackets the slowest and the fastest round. Beside them stands what\n"
+         "the machine could do with as many threads: the bandwidth of reading memory, which "
+         "bounds\n"
+         "an answer, and the peak of integer products, which bounds a prompt; and the shares of\n"
+         "them that are reached. A palette or adapters are run with the model.",
+     .examples = "  crayon bench\n"
+                 "  crayon bench -m smollm2-135m-instruct-q4_1 -t 2 --pages map --json\n"
+                 "  crayon bench --sequences 4 --depth 512",
+     .run = cr_cli_bench},
     {.id = CR_VERB_DOCTOR,
      .name = "doctor",
      .operands = "",

@@ -27,19 +27,20 @@
 #define LEDGER CR_V(CR_VERB_LEDGER)
 #define PULL CR_V(CR_VERB_PULL)
 #define CONFIG CR_V(CR_VERB_CONFIG_SHOW)
+#define BENCH CR_V(CR_VERB_BENCH)
 #define DOCTOR CR_V(CR_VERB_DOCTOR)
 #define WITH_DELTA                                                                                 \
-    (RUN | SCORE | LOGITS | MERGE | EXPLAIN | CALIBRATE) /* takes adapters and palettes */
+    (RUN | SCORE | LOGITS | MERGE | EXPLAIN | CALIBRATE | BENCH) /* takes adapters and palettes */
 #define COMPUTES                                                                                   \
     (RUN | SCORE | LOGITS | ADAPTER_CHECK | CONVERT | MERGE | POOL_TRAIN | POOL_EXPORT | BLEND |   \
-     EVAL | SERVE | EXPLAIN | CALIBRATE)
+     EVAL | SERVE | EXPLAIN | CALIBRATE | BENCH)
 #define ANSWERS (RUN | EXPLAIN | CALIBRATE) /* generates text */
 #define ROUTES (RUN | SERVE)                /* asks by rule */
 #define ASKS (ROUTES | CALIBRATE)
 #define WITH_MODEL (COMPUTES | TOKENIZE)
 #define WITH_JSON                                                                                  \
     (RUN | TOKENIZE | INFO | ADAPTER_CHECK | ADAPTER_INFO | POOL_TRAIN | POOL_INFO | BLEND |       \
-     EVAL | EXPLAIN | CALIBRATE | LEDGER | DOCTOR | CONFIG | CR_V(CR_VERB_VERSION))
+     EVAL | EXPLAIN | CALIBRATE | LEDGER | BENCH | DOCTOR | CONFIG | CR_V(CR_VERB_VERSION))
 
 /*
  * One row per option, or per meaning of an option where verbs differ:
@@ -144,6 +145,10 @@ const struct cr_option cr_options[] = {
         PAGES, COMPUTES, MODEL, 0, "pages", CHOICE, CR_OF_ENV, "auto|map|huge", "auto",
         "weights as mapped from the file, or as a private copy in huge pages: faster, as large as "
         "the weights; auto: the copy where half of the free memory holds it"),
+    FLAG(LOOKUP, RUN, MODEL, 0, "lookup",
+         "guess tokens by what followed in the text so far: the same text, sooner"),
+    VALUE(DRAFT, RUN, MODEL, 0, "draft", FILE, CR_OF_ENV, "FILE", NULL,
+          "guess tokens with a smaller model of the same vocabulary: the same text, sooner"),
     /* ---- sampling ---- */
     NUMBER(MAX_TOKENS, ANSWERS, SAMPLING, 'n', "max-tokens", INT, 0, "N", "256", 0, 1 << 20,
            "stop after so many tokens"),
@@ -344,6 +349,17 @@ const struct cr_option cr_options[] = {
     VALUE(OUTPUT, PULL, OUTPUT, 'o', "output", FILE, 0, "FILE", NULL,
           "where the file goes; without it the models folder"),
     FLAG(ORIGIN, CONFIG, OUTPUT, 0, "origin", "say where each value comes from"),
+    /* ---- bench ---- */
+    NUMBER(PREFILL, BENCH, BENCH, 0, "prefill", INT, 0, "N", "512", 1, 1 << 17,
+           "tokens of the prompt"),
+    NUMBER(DECODE, BENCH, BENCH, 0, "decode", INT, 0, "N", "128", 1, 1 << 16,
+           "tokens of the answer"),
+    NUMBER(DEPTH, BENCH, BENCH, 0, "depth", INT, 0, "N", "0", 0, 1 << 17,
+           "tokens of context before the answer"),
+    NUMBER(SEQUENCES, BENCH, BENCH, 0, "sequences", INT, 0, "N", "1", 1, 64,
+           "answers that are decoded together"),
+    NUMBER(ROUNDS, BENCH, BENCH, 0, "rounds", INT, 0, "N", "5", 1, 1000,
+           "rounds; the median is told"),
     /* ---- output ---- */
     VALUE(OUTPUT, BLEND, OUTPUT, 'o', "output", FILE, CR_OF_MUST, "FILE", NULL,
           "the palette to write"),

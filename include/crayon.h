@@ -232,11 +232,16 @@ struct cr_generate {
     /* Called for each chosen id with its log-probability. Return false to cancel. May be NULL. */
     bool (*on_token)(void *ud, int32_t id, float logprob);
     void *ud;
+    /* Speculation, which changes speed only: guess the next tokens by what followed in the text so
+     * far, or by a session of a smaller model with the same vocabulary (NULL: none). */
+    bool lookup;
+    cr_session *draft;
 };
 enum cr_finish { CR_FINISH_STOP, CR_FINISH_LENGTH, CR_FINISH_CANCELLED };
 struct cr_generated {
     enum cr_finish finish;
     size_t n_prefill, n_cached, n_decode; /* tokens run, reused, chosen */
+    size_t n_guessed, n_accepted;         /* by lookup and draft */
     double prefill_ms, decode_ms, first_token_ms;
 };
 /* Runs the prompt and generates. A prompt of n tokens with max_tokens that pass the session's

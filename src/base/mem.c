@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 enum { HEADER = 64 };
 
@@ -94,6 +95,14 @@ void cr_free(void *p)
         return;
     count(0, block_bytes(p));
     free((char *)p - HEADER);
+}
+
+void *cr_huge_area(void *block, size_t bytes)
+{
+    char *p = block;
+    p += (CR_HUGE_PAGE - (uintptr_t)p % CR_HUGE_PAGE) % CR_HUGE_PAGE;
+    madvise(p, bytes / CR_HUGE_PAGE * CR_HUGE_PAGE, MADV_HUGEPAGE);
+    return p;
 }
 
 char *cr_strndup(const char *s, size_t n)

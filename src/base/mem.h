@@ -15,6 +15,10 @@ void *cr_alloc(size_t n, size_t size);
 void *cr_alloc0(size_t n, size_t size);
 /* Grows or shrinks; p may be NULL. On failure p stays valid and NULL is returned. */
 void *cr_realloc(void *p, size_t n, size_t size);
+/* The whole huge pages of a block of bytes + CR_HUGE_PAGE: asks the system for them and returns
+ * where they begin. Where it has none the memory is as any other. */
+enum { CR_HUGE_PAGE = 1 << 21 };
+void *cr_huge_area(void *block, size_t bytes);
 char *cr_strdup(const char *s);
 char *cr_strndup(const char *s, size_t n);
 /* printf into a fresh string. */

@@ -1,7 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The thread pool. A round is a job published under a generation counter; workers spin on it for a
- * moment and then sleep on a futex. The caller works too and then waits for the stragglers.
+ * The thread pool. A round is a job cut into pieces. Whoever is awake, the caller too, claims the
+ * next piece, until none is left; then the caller waits for the pieces that are still at work, but
+ * never for a worker that took none: on a machine where other programs run, a worker may not get a
+ * processor for a while, and the others do its share. Workers spin for a moment between rounds and
+ * then sleep on a futex.
+ *
+ * `claim` holds the number of the round above the count of pieces left, in one word: a worker that
+ * comes late cannot take a piece of a round that is over, or of another than whose fields it reads.
  */
 #include "base/threads.h"
 
@@ -15,19 +21,22 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { SPINS = 4000 }; /* about 20 us: longer than the gap between two products of one token */
+enum {
+    SPINS = 4000, /* about 20 us: longer than the gap between two products of one token */
+    PIECES = 4    /* for each thread, of even work */
+};
 
 struct cr_threads {
     int n, n_started;
     pthread_t threads[CR_MAX_THREADS];
     pthread_mutex_t turn; /* one round at a time */
-    atomic_uint generation, running, next_id, sleepers;
+    atomic_uint generation, done, next_id, sleepers;
+    atomic_uint_fast64_t claim; /* round << 32 | pieces left */
+    unsigned n_pieces;
     atomic_bool stop;
     cr_rows_fn *fn;
     void *ud;
-    size_t n_rows, grain;
-    bool dynamic;
-    atomic_size_t next_row;
+    size_t n_rows, piece; /* rows of a piece */
 };
 
 static void futex_wait(atomic_uint *word, unsigned seen)
@@ -49,23 +58,24 @@ static void pause_cpu(void)
 #endif
 }
 
-static void do_share(cr_threads *t, int id)
+/* Works on pieces of this round until none is left. */
+static void do_pieces(cr_threads *t, unsigned round, int id)
 {
-    if (t->dynamic) {
-        for (;;) {
-            size_t begin = atomic_fetch_add(&t->next_row, t->grain);
-            if (begin >= t->n_rows)
-                return;
-            size_t end = begin + t->grain < t->n_rows ? begin + t->grain : t->n_rows;
-            t->fn(t->ud, begin, end, id);
-        }
-    }
-    size_t pieces = (t->n_rows + t->grain - 1) / t->grain, n = (size_t)t->n, i = (size_t)id;
-    size_t begin = pieces * i / n * t->grain, end = pieces * (i + 1) / n * t->grain;
-    if (end > t->n_rows)
-        end = t->n_rows;
-    if (begin < end)
+    for (;;) {
+        uint_fast64_t claim = atomic_load(&t->claim);
+        unsigned left = (unsigned)claim;
+        if (claim >> 32 != round || left == 0)
+            return;
+        if (!atomic_compare_exchange_weak(&t->claim, &claim, claim - 1))
+            continue;
+        /* the round cannot end before this piece does, so its fields stay */
+        unsigned n = t->n_pieces;
+        size_t begin = (n - left) * t->piece;
+        size_t end = begin + t->piece < t->n_rows ? begin + t->piece : t->n_rows;
         t->fn(t->ud, begin, end, id);
+        if (atomic_fetch_add(&t->done, 1) + 1 == n)
+            futex_wake(&t->done);
+    }
 }
 
 static void *worker(void *arg)
@@ -81,12 +91,10 @@ static void *worker(void *arg)
             futex_wait(&t->generation, seen);
             atomic_fetch_sub(&t->sleepers, 1);
         }
-        seen++;
+        seen = atomic_load(&t->generation);
         if (atomic_load(&t->stop))
             return NULL;
-        do_share(t, id);
-        if (atomic_fetch_sub(&t->running, 1) == 1)
-            futex_wake(&t->running);
+        do_pieces(t, seen, id);
     }
 }
 
@@ -127,8 +135,9 @@ enum cr_status cr_threads_new(cr_threads **out, int n, struct cr_error *err)
 
 static void begin_round(cr_threads *t)
 {
-    atomic_store(&t->running, (unsigned)(t->n - 1));
-    atomic_fetch_add(&t->generation, 1);
+    unsigned round = atomic_load(&t->generation) + 1;
+    atomic_store(&t->claim, (uint_fast64_t)round << 32 | t->n_pieces);
+    atomic_store(&t->generation, round);
     if (atomic_load(&t->sleepers))
         futex_wake(&t->generation);
 }
@@ -138,6 +147,7 @@ void cr_threads_free(cr_threads *t)
     if (!t)
         return;
     atomic_store(&t->stop, true);
+    t->n_pieces = 0;
     begin_round(t);
     futex_wake(&t->generation);
     for (int i = 1; i <= t->n_started; i++)
@@ -151,39 +161,47 @@ int cr_threads_count(const cr_threads *t)
     return t->n;
 }
 
-static void run(cr_threads *t, size_t n_rows, size_t grain, bool dynamic, cr_rows_fn *fn, void *ud)
+static void run(cr_threads *t, size_t n_rows, size_t piece, cr_rows_fn *fn, void *ud)
 {
-    if (n_rows == 0)
-        return;
-    if (grain == 0)
-        grain = 1;
     pthread_mutex_lock(&t->turn);
-    if (t->n == 1 || n_rows <= grain) {
+    if (t->n == 1 || n_rows <= piece) {
         fn(ud, 0, n_rows, 0);
         pthread_mutex_unlock(&t->turn);
         return;
     }
+    unsigned n = (unsigned)((n_rows + piece - 1) / piece), done;
     t->fn = fn;
     t->ud = ud;
     t->n_rows = n_rows;
-    t->grain = grain;
-    t->dynamic = dynamic;
-    atomic_store(&t->next_row, 0);
+    t->piece = piece;
+    t->n_pieces = n;
+    atomic_store(&t->done, 0);
     begin_round(t);
-    do_share(t, 0);
-    for (int i = 0; i < SPINS && atomic_load(&t->running); i++)
+    do_pieces(t, atomic_load(&t->generation), 0);
+    for (int i = 0; i < SPINS && atomic_load(&t->done) != n; i++)
         pause_cpu();
-    for (unsigned left; (left = atomic_load(&t->running)) != 0;)
-        futex_wait(&t->running, left);
+    while ((done = atomic_load(&t->done)) != n)
+        futex_wait(&t->done, done);
     pthread_mutex_unlock(&t->turn);
+}
+
+/* The smallest piece, a multiple of the grain, that makes no more pieces than fit 32 bits. */
+static size_t fitting(size_t n_rows, size_t grain)
+{
+    grain = grain ? grain : 1;
+    return (n_rows >> 30) / grain * grain + grain;
 }
 
 void cr_threads_run(cr_threads *t, size_t n_rows, size_t grain, cr_rows_fn *fn, void *ud)
 {
-    run(t, n_rows, grain, false, fn, ud);
+    size_t pieces = (size_t)t->n * PIECES;
+    grain = fitting(n_rows, grain);
+    if (n_rows)
+        run(t, n_rows, (n_rows / pieces + grain) / grain * grain, fn, ud);
 }
 
 void cr_threads_run_dynamic(cr_threads *t, size_t n_rows, size_t grain, cr_rows_fn *fn, void *ud)
 {
-    run(t, n_rows, grain, true, fn, ud);
+    if (n_rows)
+        run(t, n_rows, fitting(n_rows, grain), fn, ud);
 }

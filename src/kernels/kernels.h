@@ -57,6 +57,9 @@ struct cr_kernels {
                     size_t rows, size_t n_tok, size_t rank);
 
     cr_matmul_fn *matmul[CR_TYPE_END]; /* NULL for unusable types */
+    /* Runs rounds of products of bytes in registers, to measure the peak; returns the operations
+     * (multiplications and additions) of one round. May be NULL. */
+    double (*spin_int8)(size_t rounds);
     /* n float32 to n/32 blocks; d = max|x| / 127, q = round to nearest even of x / d. n % 32 == 0
      */
     void (*quantize_q8a)(struct cr_block_q8a *dst, const float *x, size_t n);

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Prompt to text: sync the session, choose tokens, hand out text (textout.c). */
-#include "model/session.h"
-
+#include "model/speculate.h"
 #include "model/textout.h"
 
 #include <math.h>
@@ -14,10 +13,16 @@ static double now_ms(void)
     return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
 }
 
+/* Tokens in the session that were chosen. */
+static int length_without(const struct cr_speculation *p, const cr_session *s)
+{
+    return cr_session_length(s) - (p->n_tried > p->at ? p->n_tried - p->at - 1 : 0);
+}
+
 /* Chooses tokens until something ends it. */
 static enum cr_status decode(cr_session *s, cr_sampler *sampler, const struct cr_generate *g,
-                             struct cr_text_out *o, struct cr_generated *out, double start,
-                             struct cr_error *err)
+                             struct cr_speculation *guesses, struct cr_text_out *o,
+                             struct cr_generated *out, double start, struct cr_error *err)
 {
     const cr_model *m = cr_session_model(s);
     for (int i = 0; i < g->max_tokens; i++) {
@@ -41,9 +46,9 @@ static enum cr_status decode(cr_session *s, cr_sampler *sampler, const struct cr
         size_t n = cr_token_bytes(m, id, false, &bytes);
         cr_text_out_add(o, bytes, n);
         if (o->stopped || o->cancelled || i + 1 == g->max_tokens ||
-            cr_session_length(s) == cr_session_ctx(s))
+            length_without(guesses, s) == cr_session_ctx(s))
             return CR_OK;
-        enum cr_status status = cr_session_step(s, id, err);
+        enum cr_status status = cr_speculation_step(guesses, s, id, g->max_tokens - i - 2, err);
         if (status != CR_OK)
             return status;
     }
@@ -58,6 +63,7 @@ enum cr_status cr_generate(cr_session *s, const struct cr_generate *g, struct cr
     *out = (struct cr_generated){.finish = CR_FINISH_LENGTH};
     cr_sampler *sampler = NULL;
     struct cr_text_out o;
+    struct cr_speculation guesses = {0};
     if (g->max_tokens < 0)
         return cr_error_set(err, CR_INVALID, "generate: max_tokens: want 0 or more, got %d",
                             g->max_tokens);
@@ -74,7 +80,13 @@ enum cr_status cr_generate(cr_session *s, const struct cr_generate *g, struct cr
         out->prefill_ms = ready - start;
         for (size_t i = 0; i < g->n_prompt; i++)
             cr_sampler_accept(sampler, g->prompt[i]);
-        status = decode(s, sampler, g, &o, out, start, err);
+        status = cr_speculation_init(&guesses, s, g, err);
+        if (status == CR_OK)
+            status = decode(s, sampler, g, &guesses, &o, out, start, err);
+        cr_speculation_end(&guesses, s);
+        out->n_guessed = guesses.n_guessed;
+        out->n_accepted = guesses.n_accepted;
+        cr_speculation_deinit(&guesses);
     }
     if (status == CR_OK)
         cr_text_out_end(&o);

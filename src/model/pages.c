@@ -14,7 +14,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { HUGE_PAGE = 1 << 21, ALIGN = 64, ROW_GRAIN = 64 };
+enum { ALIGN = 64, ROW_GRAIN = 64 };
 
 struct copy {
     const cr_model *m;
@@ -100,15 +100,14 @@ static enum cr_status copy_all(cr_model *m, struct cr_error *err)
     /* Half of what is free: the cache of the session and other programs need the rest. */
     if (m->pages == CR_PAGES_AUTO && total > available_bytes() / 2)
         return CR_OK;
-    m->copy = cr_alloc(total + HUGE_PAGE, 1);
+    m->copy = cr_alloc(total + CR_HUGE_PAGE, 1);
     if (!m->copy && m->pages == CR_PAGES_AUTO)
         return CR_OK;
     if (!m->copy)
         return cr_error_set(err, CR_NO_MEMORY,
                             "%s: no memory for a copy of the weights in huge pages, %zu bytes",
                             m->path, total);
-    char *to = m->copy + (HUGE_PAGE - (uintptr_t)m->copy % HUGE_PAGE) % HUGE_PAGE;
-    madvise(to, total / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE); /* where the system has them */
+    char *to = cr_huge_area(m->copy, total);
     m->info.copy_bytes = total;
     const bool tied = m->output.data == m->embd.data;
     to = copy_matrix(m, &m->output, to);

@@ -68,6 +68,7 @@ struct cr_session {
     uint64_t delta_id; /* 0: none */
     int n_ctx, n_cells, n_ids;
     bool has_logits;
+    int logits_row; /* what cr_session_logits gives */
     size_t chunk, logit_rows;
     int32_t *ids;      /* [n_ctx] what cr_session_sync remembers, n_ids of them */
     uint16_t *k_cache; /* [n_layers, kv heads, n_ctx / TILE, D, TILE] float16 */
@@ -847,18 +848,19 @@ static void keep_logits(void *ud, size_t token, const float *logits)
     ((cr_session *)ud)->has_logits = true;
 }
 
-/* Appends ids to the plain sequence and runs them; logits for the last. */
-static void append(cr_session *s, const int32_t *ids, size_t n)
+/* Appends ids to the plain sequence and runs them; logits for the last, or for all. */
+static void append(cr_session *s, const int32_t *ids, size_t n, bool all)
 {
     const struct cr_batch b = {.on_logits = keep_logits, .ud = s};
     s->has_logits = false;
+    s->logits_row = 0;
     for (size_t done = 0; done < n;) {
         size_t k = n - done < s->chunk ? n - done : s->chunk;
         for (size_t t = 0; t < k; t++) {
             int32_t cell = s->n_cells + (int32_t)t;
             struct cr_batch_token tok = {.id = ids[done + t],
                                          .pos = cell,
-                                         .want = done + t == n - 1,
+                                         .want = all || done + t == n - 1,
                                          .cell = cell,
                                          .delta = s->delta};
             s->tokens[t] = (struct chunk_token){tok, done + t};
@@ -902,7 +904,7 @@ enum cr_status cr_session_sync(cr_session *s, const int32_t *ids, size_t n, size
     status = check_room(s, n - same, err);
     if (status != CR_OK)
         return status;
-    append(s, ids + same, n - same);
+    append(s, ids + same, n - same, false);
     if (n_run)
         *n_run = n - same;
     return check_file(s, err);
@@ -917,8 +919,38 @@ enum cr_status cr_session_step(cr_session *s, int32_t id, struct cr_error *err)
         status = check_room(s, 1, err);
     if (status != CR_OK)
         return status;
-    append(s, &id, 1);
+    append(s, &id, 1, false);
     return check_file(s, err);
+}
+
+enum cr_status cr_session_try(cr_session *s, const int32_t *ids, int n, struct cr_error *err)
+{
+    enum cr_status status = check_ids(s, ids, (size_t)n, err);
+    if (s->n_cells > s->n_ids)
+        cr_session_truncate(s, s->n_ids);
+    if (status == CR_OK)
+        status = check_room(s, (size_t)n, err);
+    if (status != CR_OK)
+        return status;
+    append(s, ids, (size_t)n, true);
+    return check_file(s, err);
+}
+
+int cr_session_try_most(const cr_session *s)
+{
+    return (int)s->logit_rows;
+}
+
+void cr_session_select(cr_session *s, int i)
+{
+    s->logits_row = i;
+}
+
+void cr_session_keep(cr_session *s, int n)
+{
+    bool has = s->has_logits;
+    cr_session_truncate(s, n);
+    s->has_logits = has;
 }
 
 void cr_session_set_delta(cr_session *s, const cr_delta *delta)
@@ -932,7 +964,7 @@ void cr_session_set_delta(cr_session *s, const cr_delta *delta)
 
 const float *cr_session_logits(const cr_session *s)
 {
-    return s->has_logits ? s->logits : NULL;
+    return s->has_logits ? s->logits + (size_t)s->logits_row * (size_t)s->m->n_vocab : NULL;
 }
 
 int cr_session_length(const cr_session *s)

@@ -60,6 +60,14 @@ void cr_session_truncate(cr_session *s, int n);
  * mixing. A placed batch appends nothing: the session is as long as its last used cell, and
  * cr_session_sync begins anew after it. */
 enum cr_status cr_session_run(cr_session *s, const struct cr_batch *b, struct cr_error *err);
+/* Guesses of one plain sequence (speculate.h): appends ids[0] and guesses ids[1 .. n) as
+ * cr_session_step does one by one, n at most cr_session_try_most, and keeps the logits after each.
+ * cr_session_logits gives those after ids[0], after cr_session_select those after ids[i]. */
+enum cr_status cr_session_try(cr_session *s, const int32_t *ids, int n, struct cr_error *err);
+int cr_session_try_most(const cr_session *s);
+void cr_session_select(cr_session *s, int i);
+/* Keeps the first n cells, and the logits that are there. */
+void cr_session_keep(cr_session *s, int n);
 cr_model *cr_session_model(const cr_session *s);
 const cr_delta *cr_session_delta(const cr_session *s);
 

@@ -374,6 +374,74 @@ static void test_every_allocation_fails_once(void **state)
     done(s);
 }
 
+/* Guesses change nothing but the number of passes: ids, finish and the last logits are those of
+ * plain decoding, greedy and not, to the end of the context; and the session goes on as if nothing
+ * had been guessed. */
+static void test_guesses_change_nothing(void **state)
+{
+    (void)state;
+    cr_model *m, *small;
+    struct cr_error err;
+    assert_int_equal(cr_model_open(&m, MODEL, NULL, &err), CR_OK);
+    assert_int_equal(cr_model_open(&small, MODEL, NULL, &err), CR_OK);
+    int32_t *prompt;
+    size_t n, guessed = 0, accepted = 0;
+    const char *text = "one two three four. one two three four. one two three four. one two";
+    assert_int_equal(cr_tokenize(m, text, strlen(text), 0, &prompt, &n, &err), CR_OK);
+    for (int trial = 0; trial < 12; trial++) {
+        int n_ctx = trial % 3 == 2 ? (int)n + 30 : (int)n + 120;
+        cr_session *plain, *s, *draft;
+        assert_int_equal(cr_session_new(&plain, m, n_ctx, &err), CR_OK);
+        assert_int_equal(cr_session_new(&s, m, n_ctx, &err), CR_OK);
+        assert_int_equal(cr_session_new(&draft, small, n_ctx, &err), CR_OK);
+        struct heard a, b;
+        struct cr_generate g = request(&a, prompt, n);
+        g.ignore_end = trial % 2;
+        g.sampling = cr_sampling_default();
+        g.sampling.temperature = trial % 4 < 2 ? 0 : 0.6f;
+        g.sampling.repeat_penalty = trial % 4 == 1 ? 1.1f : 1;
+        g.sampling.seed = (uint64_t)trial;
+        struct cr_generated x = run(plain, &g), y;
+        struct cr_generate h = request(&b, prompt, n);
+        g.ud = h.ud;
+        g.lookup = trial % 3 != 1;
+        g.draft = trial % 3 ? draft : NULL;
+        y = run(s, &g);
+        assert_int_equal(x.n_decode, y.n_decode);
+        assert_int_equal(x.finish, y.finish);
+        assert_memory_equal(a.ids, b.ids, a.n_tokens * sizeof *a.ids);
+        assert_string_equal(a.text, b.text);
+        size_t V = (size_t)m->n_vocab;
+        assert_memory_equal(cr_session_logits(plain), cr_session_logits(s), V * sizeof(float));
+        assert_int_equal(cr_session_length(plain), cr_session_length(s));
+        if (cr_session_length(s) < n_ctx) {
+            assert_int_equal(cr_session_step(plain, 5, &err), CR_OK);
+            assert_int_equal(cr_session_step(s, 5, &err), CR_OK);
+            assert_memory_equal(cr_session_logits(plain), cr_session_logits(s), V * sizeof(float));
+        }
+        assert_int_equal(x.n_guessed, 0);
+        guessed += y.n_guessed;
+        accepted += y.n_accepted;
+        cr_session_free(plain);
+        cr_session_free(s);
+        cr_session_free(draft);
+    }
+    assert_true(accepted > 0 && accepted < guessed);
+    /* a draft with another vocabulary is refused */
+    cr_session *s, *other = scripted("Hi", 0);
+    assert_int_equal(cr_session_new(&s, m, 64, &err), CR_OK);
+    struct heard h;
+    struct cr_generate g = request(&h, prompt, 3);
+    g.draft = other;
+    assert_int_equal(cr_generate(s, &g, NULL, &err), CR_INVALID);
+    assert_non_null(strstr(err.msg, "draft model: want a vocabulary of 8192"));
+    done(other);
+    cr_session_free(s);
+    cr_free(prompt);
+    cr_model_close(small);
+    cr_model_close(m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -386,6 +454,7 @@ int main(void)
         cmocka_unit_test(test_past_the_end_token),
         cmocka_unit_test(test_10_weights_that_are_no_numbers),
         cmocka_unit_test(test_same_seed_same_text),
+        cmocka_unit_test(test_guesses_change_nothing),
         cmocka_unit_test(test_every_allocation_fails_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
