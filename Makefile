@@ -34,6 +34,11 @@ test: all ## unit, kernel, golden and end-to-end tests
 cross: deps ## kernel tests on other processors, under QEMU: aarch64, an x86-64 without AVX
 	@tools/deps.sh $(CROSS_PACKAGES)
 	@tests/cross.sh
+clients: all ## the official clients against the server (Python, in build/clients)
+	@tools/deps.sh python3-venv
+	@test -x build/clients/bin/pytest || (python3 -m venv build/clients && \
+	  build/clients/bin/pip install -q -r tests/clients/requirements.txt)
+	@build/clients/bin/pytest -q -p no:cacheprovider tests/clients
 
 bench: all ## measure crayon, and the peers where they are installed
 	@bench/run.sh

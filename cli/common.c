@@ -279,6 +279,8 @@ enum cr_status cr_setup_session(const struct cr_setup *s, const struct cr_args *
         n = own < DEFAULT_CTX ? own : DEFAULT_CTX;
     else if (!n)
         n = need < (size_t)own ? (int)need : own;
+    if (n > own)
+        cr_warn("a context of %d tokens, but %s was trained for %d", n, s->model_path, own);
     enum cr_status st = cr_session_new(out, s->model, n, err);
     if (!st)
         cr_session_set_delta(*out, s->delta);

@@ -64,6 +64,9 @@ struct cr_palette {
 
 enum cr_status cr_palette_parse(cr_palette **out, const char *json, size_t len, const char *name,
                                 struct cr_error *err);
+/* The file's text, for a palette that will lie at path (the pool's path is made relative to it).
+ * NULL and err when it cannot be written. Free with cr_free. */
+char *cr_palette_text(const cr_palette *p, const char *path, size_t *len, struct cr_error *err);
 enum cr_status cr_palette_write(const cr_palette *p, const char *path, struct cr_error *err);
 
 #endif

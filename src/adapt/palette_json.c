@@ -536,29 +536,38 @@ static bool print(const json_t *o, struct cr_buf *b)
     return cr_buf_puts(b, "\n}\n");
 }
 
-enum cr_status cr_palette_write(const cr_palette *p, const char *path, struct cr_error *err)
+char *cr_palette_text(const cr_palette *p, const char *path, size_t *len, struct cr_error *err)
 {
     struct cr_buf b;
     cr_buf_init(&b, 1 << 20);
-    char *pool = name_pool(p->n && p->pool_path ? p->pool_path : "", path);
+    char *pool = name_pool(p->n && p->pool_path ? p->pool_path : "", path), *text = NULL;
     char *q_c = encode_f16(p->q_c, p->dim);
     json_t *o = pool && q_c ? to_json(p, pool, q_c) : NULL;
-    enum cr_status st = CR_OK;
     cr_palette *check = NULL;
     if (!o || !print(o, &b))
-        st = cr_error_set(err, pool && q_c ? CR_INVALID : CR_NO_MEMORY,
-                          "%s: the palette cannot be written: out of memory, or text that is no "
-                          "UTF-8",
-                          path);
-    if (!st) /* what is written must be readable */
-        st = cr_palette_parse(&check, b.data, b.len, path, err);
+        cr_error_set(err, pool && q_c ? CR_INVALID : CR_NO_MEMORY,
+                     "%s: the palette cannot be written: out of memory, or text that is no UTF-8",
+                     path);
+    else if (cr_palette_parse(&check, b.data, b.len, path, err) ==
+                 CR_OK && /* it must be readable */
+             !(text = cr_buf_detach(&b, len)))
+        cr_error_set(err, CR_NO_MEMORY, "%s: out of memory", path);
     cr_palette_close(check);
-    if (!st)
-        st = cr_file_write(path, b.data, b.len, err);
     json_decref(o);
     cr_free(q_c);
     cr_free(pool);
     cr_buf_deinit(&b);
+    return text;
+}
+
+enum cr_status cr_palette_write(const cr_palette *p, const char *path, struct cr_error *err)
+{
+    struct cr_error local;
+    size_t len;
+    err = err ? err : &local;
+    char *text = cr_palette_text(p, path, &len, err);
+    enum cr_status st = text ? cr_file_write(path, text, len, err) : err->status;
+    cr_free(text);
     return st;
 }
 
@@ -571,6 +580,14 @@ enum cr_status cr_palette_parse(cr_palette **out, const char *json, size_t len, 
     (void)len;
     *out = NULL;
     return cr_error_set(err, CR_UNSUPPORTED, "%s: built without JSON", name);
+}
+
+char *cr_palette_text(const cr_palette *p, const char *path, size_t *len, struct cr_error *err)
+{
+    (void)p;
+    *len = 0;
+    cr_error_set(err, CR_UNSUPPORTED, "%s: built without JSON", path);
+    return NULL;
 }
 
 enum cr_status cr_palette_write(const cr_palette *p, const char *path, struct cr_error *err)

@@ -26,7 +26,6 @@
  */
 #include "model/session.h"
 
-#include "base/log.h"
 #include "base/mem.h"
 
 #include <math.h>
@@ -183,9 +182,6 @@ enum cr_status cr_session_new(cr_session **out, cr_model *m, int n_ctx, struct c
     if (status != CR_OK)
         return status;
     n_ctx = n_ctx ? n_ctx : m->n_ctx_train;
-    if (n_ctx > m->n_ctx_train)
-        cr_log(CR_LOG_WARN, "session: context of %d tokens, but %s was trained for %d", n_ctx,
-               m->path, m->n_ctx_train);
     size_t bytes = cr_session_bytes(m, n_ctx);
     /* not cleared: pages of the cache become real when they are first written */
     char *block = cr_alloc(1, bytes);

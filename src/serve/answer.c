@@ -6,6 +6,8 @@
 #include "serve/job.h"
 
 #include "base/mem.h"
+#include "model/model.h"
+#include "serve/blend.h"
 #include "serve/reply.h"
 
 #include <math.h>
@@ -71,6 +73,8 @@ static enum cr_status one_prompt(struct cr_job *j, const struct cr_api_prompt *p
         j->n_choices = first + i + 1;
         if (status == CR_OK)
             status = set_ids(c, ids, n, n_ctx, err);
+        /* What the tokenizer put before a text is not the client's: neither echoed nor scored. */
+        c->n_hidden = p && p->text && cr_tokenizer_add_bos(j->target->model->tok) && n > 1;
     }
     j->n_prompt += n;
     cr_free(ids);
@@ -110,6 +114,8 @@ bool cr_answer_prepare(cr_worker *w, struct cr_job *j, int n_ctx, struct cr_api_
     struct cr_error err = {.status = CR_OK};
     size_t n = q->chat ? 1 : q->n_prompts;
     *e = (struct cr_api_error){0};
+    if (q->examples && !cr_blends_apply(cr_worker_blends(w), j, e))
+        return false;
     cr_routing_begin(cr_worker_routing(w), j, e);
     if (e->http || !check_bias(j, e))
         return false;

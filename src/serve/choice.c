@@ -63,7 +63,7 @@ void cr_choice_deinit(struct cr_choice *c)
 static bool echo(struct cr_choice *c)
 {
     const cr_model *m = cr_target_model(c->job->target);
-    for (size_t i = 0; i < c->n_prompt; i++) {
+    for (size_t i = c->n_hidden; i < c->n_prompt; i++) {
         const char *bytes;
         size_t n = cr_token_bytes(m, c->ids[i], true, &bytes);
         if (!cr_buf_add(&c->text, bytes, n))
@@ -89,7 +89,7 @@ enum cr_status cr_choice_begin(struct cr_choice *c, struct cr_error *err)
     if (q->echo && !echo(c))
         return cr_error_set(err, CR_LIMIT, "the prompt is too long to be echoed");
     if (q->echo && q->logprobs)
-        cr_probs_add(&c->probs, q->chat, m, c->ids[0], NULL, 0, 0);
+        cr_probs_add(&c->probs, q->chat, m, c->ids[c->n_hidden], NULL, 0, 0);
     c->begun = true;
     return CR_OK;
 }
@@ -242,6 +242,8 @@ void cr_choice_logits(struct cr_choice *c, size_t at, const float *logits, float
     const struct cr_api_request *q = &c->job->req;
     const cr_model *m = cr_target_model(c->job->target);
     if (c->finish || c->err.status != CR_OK)
+        return;
+    if (at + 1 <= c->n_hidden)
         return;
     if (at + 1 < c->n_prompt)
         cr_probs_add(&c->probs, q->chat, m, c->ids[at + 1], logits,

@@ -27,6 +27,7 @@ struct cr_choice {
     size_t index;
     int32_t *ids; /* the prompt and what was chosen: [n_ids], room for cap */
     size_t n_ids, n_prompt, cap;
+    size_t n_hidden; /* of the prompt, before the client's own tokens */
     size_t n_run;    /* of them, in the cache */
     size_t n_cached; /* of the prompt, from an earlier request */
     int lane;        /* -1: none */

@@ -24,6 +24,7 @@ struct cr_job {
     struct cr_api_request req;
     struct cr_target *target; /* what `model` named; a reference */
     cr_shelf *shelf;
+    size_t metric;           /* index of cr_metric_endpoints */
     char id[48];             /* "chatcmpl-..." or "cmpl-..." */
     const char *fingerprint; /* of the build, the model and the server */
     char caller[65];         /* SHA-256 of the key: whose cache it may use */
@@ -34,7 +35,7 @@ struct cr_job {
     struct cr_job *next; /* in the worker's list */
 
     /* the worker's */
-    void (*special)(cr_worker *w, struct cr_job *j); /* runs between passes, instead of choices */
+    void (*special)(cr_worker *w, struct cr_job *j); /* instead of choices; on its own thread */
     json_t *body;                                    /* of a special job */
     struct cr_choice *choices;                       /* [n_choices] */
     size_t n_choices, n_begun, n_running, n_ended;
@@ -102,6 +103,7 @@ void cr_answer_note(const struct cr_serve_options *opt, const struct cr_job *j, 
 void cr_answer_end(cr_worker *w, struct cr_job *j);
 /* constraint cache of the worker: the grammar of a request, compiled once. */
 enum cr_status cr_worker_grammar(cr_worker *w, struct cr_job *j, struct cr_api_error *e);
+struct cr_blends *cr_worker_blends(cr_worker *w);
 const struct cr_token_tree *cr_worker_tree(cr_worker *w, struct cr_error *err);
 
 #endif

@@ -237,12 +237,13 @@ static bool is_bound(const char *key)
            strncmp(key, "exclusiveM", 10) == 0;
 }
 
-/* additionalProperties: false forbids what only the other schema declares. */
+/* additionalProperties of one schema is about what only the other declares: that is not joined. */
 static bool closed_fits(json_t *closed, json_t *other)
 {
     const char *name;
     json_t *v;
-    if (!json_is_false(json_object_get(closed, "additionalProperties")))
+    json_t *additional = json_object_get(closed, "additionalProperties");
+    if (!additional || json_is_true(additional))
         return true;
     json_object_foreach(json_object_get(other, "properties"), name, v)
     {
@@ -250,6 +251,20 @@ static bool closed_fits(json_t *closed, json_t *other)
             return false;
     }
     return true;
+}
+
+/* "items" is about what "prefixItems" of the same schema leaves: those of two are not joined. */
+static bool items_fit(json_t *a, json_t *b)
+{
+    static const char *const names[] = {"items", "prefixItems", "additionalItems"};
+    bool in_a = false, in_b = false, differ = false;
+    for (size_t i = 0; i < 3; i++) {
+        json_t *x = json_object_get(a, names[i]), *y = json_object_get(b, names[i]);
+        in_a |= x != NULL;
+        in_b |= y != NULL;
+        differ |= !x != !y || (x && !json_equal(x, y));
+    }
+    return !(in_a && in_b && differ);
 }
 
 static bool join_keyword(struct cr_compiler *c, json_t *to, const char *key, json_t *v,
@@ -319,8 +334,9 @@ json_t *cr_schema_both(struct cr_compiler *c, json_t *a, json_t *b, const char *
         bool ok = closed_fits(x, y) && closed_fits(y, x);
         if (!ok)
             cr_schema_refuse(c, keyword,
-                             "additionalProperties: false excludes the other's "
-                             "properties");
+                             "additionalProperties beside properties of another schema");
+        if (ok && !(ok = items_fit(x, y)))
+            cr_schema_refuse(c, keyword, "items of two schemas at once");
         sum = json_copy(x);
         bool typed = json_object_get(x, "type") && json_object_get(y, "type");
         if (typed)

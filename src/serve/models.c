@@ -272,7 +272,7 @@ static char *name_of_path(const char *path)
     return cr_strndup(path + begin, end - begin);
 }
 
-static bool is_name(const char *name)
+bool cr_shelf_is_name(const char *name)
 {
     size_t n = strlen(name);
     return n > 0 && n <= 128 && strcspn(name, "/\\:\"\r\n\t%") == n && name[0] != '.';
@@ -350,7 +350,7 @@ enum cr_status cr_shelf_load(cr_shelf *s, const char *name, const char *path, bo
     enum cr_status status = CR_OK;
     if (!own)
         return cr_error_set(err, CR_NO_MEMORY, "out of memory for %s", path);
-    if (!is_name(own))
+    if (!cr_shelf_is_name(own))
         status = cr_error_set(err, CR_INVALID,
                               "\"%s\" is no name for a palette: want 1 to 128 bytes without / \\ : "
                               "%% or quotes",

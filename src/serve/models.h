@@ -49,6 +49,8 @@ enum cr_status cr_shelf_with_scales(cr_shelf *s, const int *ids, const float *sc
                                     struct cr_target **out, struct cr_error *err);
 json_t *cr_shelf_adapters_json(cr_shelf *s);
 
+/* 1 to 128 bytes that fit into a model's name and an address. */
+bool cr_shelf_is_name(const char *name);
 /* Opens a palette, a GGUF adapter or a PEFT directory and serves it under name (NULL: from the
  * file's name); an entry of that name is replaced unless it must be new. */
 enum cr_status cr_shelf_load(cr_shelf *s, const char *name, const char *path, bool is_new,

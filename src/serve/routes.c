@@ -462,6 +462,7 @@ static const struct cr_route routes[] = {
     {"POST", "/detokenize", CR_USER, CR_API_CHAT, TOKENS, post_detokenize, NULL},
     {"POST", "/apply-template", CR_USER, CR_API_CHAT, TOKENS, post_template, NULL},
     {"GET", "/tokenizer_info", CR_USER, CR_API_CHAT, TOKENS, get_tokenizer_info, NULL},
+    {"POST", "/v1/crayon/blend", CR_USER, CR_API_KINDS, ADMIN, NULL, cr_special_blend},
     {"GET", "/lora-adapters", CR_USER, CR_API_CHAT, ADMIN, get_lora, NULL},
     {"POST", "/lora-adapters", CR_ADMIN, CR_API_CHAT, ADMIN, post_lora, NULL},
     {"POST", "/v1/load_lora_adapter", CR_ADMIN, CR_API_CHAT, ADMIN, post_load, NULL},

@@ -14,6 +14,7 @@
 #include "serve/job.h"
 
 #include "base/mem.h"
+#include "serve/blend.h"
 #include "serve/lanes.h"
 #include "serve/reply.h"
 
@@ -43,6 +44,7 @@ struct cr_worker {
     cr_token_tree *tree;
     struct kept_grammar grammars[MAX_GRAMMARS];
     uint64_t clock;
+    struct cr_blends blends;
     float *scratch; /* [n_vocab] */
     /* a pass; [lanes] each */
     struct cr_choice **running;
@@ -51,14 +53,15 @@ struct cr_worker {
     size_t n_running, n_work;
     struct cr_job *active; /* in order of age; this thread only */
 
-    pthread_t thread;
+    pthread_t thread, special_thread;
     pthread_mutex_t lock;
     pthread_cond_t change;
     struct cr_job *first, **last; /* pushed, not yet taken */
-    int n_waiting;                /* jobs that have not begun */
+    struct cr_job *special, **last_special, *running_special;
+    int n_waiting; /* jobs that have not begun */
     int n_active;
     atomic_bool closing;
-    bool started;
+    bool started, special_started;
 };
 
 /* ---- rounds ------------------------------------------------------------------------------- */
@@ -88,7 +91,7 @@ static void leave_lane(cr_worker *w, struct cr_choice *c, bool keep)
 static void measure(cr_worker *w, struct cr_job *j)
 {
     double now = cr_now_ms();
-    cr_metric_request(w->metrics, j->req.kind, j->http);
+    cr_metric_request(w->metrics, j->metric, j->http);
     cr_metric_tokens(w->metrics, CR_TOKENS_PROMPT, j->n_prompt);
     cr_metric_tokens(w->metrics, CR_TOKENS_CACHED, j->n_cached);
     cr_metric_tokens(w->metrics, CR_TOKENS_ANSWER, j->n_answer);
@@ -102,15 +105,8 @@ static void measure(cr_worker *w, struct cr_job *j)
     cr_metric_time(&w->metrics->blend, j->blend_ms);
 }
 
-/* The job is over: out of the list. */
-static void drop_job(cr_worker *w, struct cr_job *j)
+static void end_job(cr_worker *w, struct cr_job *j)
 {
-    struct cr_job **at = &w->active;
-    while (*at != j)
-        at = &(*at)->next;
-    *at = j->next;
-    for (size_t i = 0; i < j->n_choices; i++)
-        leave_lane(w, &j->choices[i], j->choices[i].err.status == CR_OK);
     measure(w, j);
     pthread_mutex_lock(&w->lock);
     w->n_waiting -= j->n_begun == 0;
@@ -121,6 +117,18 @@ static void drop_job(cr_worker *w, struct cr_job *j)
         cr_routing_start(w->routing, j);
     else
         cr_job_unref(j);
+}
+
+/* The job is over: out of the list. */
+static void drop_job(cr_worker *w, struct cr_job *j)
+{
+    struct cr_job **at = &w->active;
+    while (*at != j)
+        at = &(*at)->next;
+    *at = j->next;
+    for (size_t i = 0; i < j->n_choices; i++)
+        leave_lane(w, &j->choices[i], j->choices[i].err.status == CR_OK);
+    end_job(w, j);
 }
 
 static void fail_job(cr_worker *w, struct cr_job *j, const struct cr_api_error *e)
@@ -162,8 +170,6 @@ static void read_new_jobs(cr_worker *w)
         if (j->prepared)
             continue;
         j->prepared = true;
-        if (j->special)
-            continue;
         if (!cr_answer_prepare(w, j, cr_lanes_ctx(w->lanes), &e)) {
             fail_job(w, j, &e);
         } else if (j->req.stream && !j->routed.hold) {
@@ -186,24 +192,12 @@ static void drop_gone(cr_worker *w)
     }
 }
 
-/* Embeddings and blends run alone, one at a time, when their turn has come. */
-static void run_special(cr_worker *w)
-{
-    for (struct cr_job *j = w->active; j; j = j->next) {
-        if (!j->special)
-            continue;
-        j->special(w, j);
-        drop_job(w, j);
-        return;
-    }
-}
-
 /* The job that gets the next lane. */
 static struct cr_job *next_job(const cr_worker *w)
 {
     struct cr_job *best = NULL;
     for (struct cr_job *j = w->active; j; j = j->next)
-        if (!j->special && j->n_begun < j->n_choices && (!best || j->n_running < best->n_running))
+        if (j->n_begun < j->n_choices && (!best || j->n_running < best->n_running))
             best = j;
     return best;
 }
@@ -282,8 +276,6 @@ static void end_jobs(cr_worker *w)
         bool bad = false;
         size_t ended = 0;
         next = j->next;
-        if (j->special)
-            continue;
         for (size_t i = 0; i < j->n_begun; i++) {
             struct cr_choice *c = &j->choices[i];
             bad |= c->err.status != CR_OK;
@@ -304,13 +296,46 @@ static void *work(void *arg)
     while (take_jobs(w)) {
         read_new_jobs(w);
         drop_gone(w);
-        run_special(w);
         give_lanes(w);
         pass(w);
         end_jobs(w);
     }
     while (w->active)
         cancel_job(w, w->active, "the server is stopping");
+    return NULL;
+}
+
+/* Embeddings and blends, one after the other. */
+static void *work_special(void *arg)
+{
+    cr_worker *w = arg;
+    pthread_mutex_lock(&w->lock);
+    while (!w->closing || w->special) {
+        struct cr_job *j = w->special;
+        if (!j) {
+            pthread_cond_wait(&w->change, &w->lock);
+            continue;
+        }
+        if (!(w->special = j->next))
+            w->last_special = &w->special;
+        w->running_special = j;
+        bool closing = w->closing;
+        pthread_mutex_unlock(&w->lock);
+        if (closing || cr_job_client_gone(j)) {
+            struct cr_api_error e;
+            cr_api_error_set(&e, closing ? 503 : 499, NULL, NULL,
+                             closing ? "the server is stopping" : "the client went away");
+            cr_job_fail(j, &e);
+        } else {
+            j->special(w, j);
+        }
+        pthread_mutex_lock(&w->lock);
+        w->running_special = NULL;
+        pthread_mutex_unlock(&w->lock);
+        end_job(w, j);
+        pthread_mutex_lock(&w->lock);
+    }
+    pthread_mutex_unlock(&w->lock);
     return NULL;
 }
 
@@ -353,6 +378,11 @@ enum cr_status cr_worker_grammar(cr_worker *w, struct cr_job *j, struct cr_api_e
     return CR_OK;
 }
 
+struct cr_blends *cr_worker_blends(cr_worker *w)
+{
+    return &w->blends;
+}
+
 /* ---- start and stop ------------------------------------------------------------------------- */
 
 cr_routing *cr_worker_routing(const cr_worker *w)
@@ -375,6 +405,7 @@ enum cr_status cr_worker_new(cr_worker **out, const struct cr_serve_options *opt
     w->opt = *opt;
     w->metrics = metrics;
     w->last = &w->first;
+    w->last_special = &w->special;
     pthread_mutex_init(&w->lock, NULL);
     pthread_cond_init(&w->change, NULL);
     size_t n = (size_t)opt->parallel, n_vocab = (size_t)cr_model_info(opt->model)->n_vocab;
@@ -389,13 +420,16 @@ enum cr_status cr_worker_new(cr_worker **out, const struct cr_serve_options *opt
         status = cr_routing_new(&w->routing, &w->opt, metrics, err);
     if (status == CR_OK)
         status = cr_lanes_new(&w->lanes, opt->model, opt->parallel, opt->n_ctx, err);
-    if (status == CR_OK && pthread_create(&w->thread, NULL, work, w) != 0)
-        status = cr_error_set(err, CR_LIMIT, "server: the system gave no thread");
+    if (status == CR_OK) {
+        w->started = pthread_create(&w->thread, NULL, work, w) == 0;
+        w->special_started = pthread_create(&w->special_thread, NULL, work_special, w) == 0;
+        if (!w->started || !w->special_started)
+            status = cr_error_set(err, CR_LIMIT, "server: the system gave no thread");
+    }
     if (status != CR_OK) {
         cr_worker_free(w);
         return status;
     }
-    w->started = true;
     *out = w;
     return CR_OK;
 }
@@ -406,8 +440,9 @@ bool cr_worker_push(cr_worker *w, struct cr_job *j)
     pthread_mutex_lock(&w->lock);
     bool room = !w->closing && w->n_waiting < w->opt.max_queue;
     if (room) {
-        *w->last = j;
-        w->last = &j->next;
+        struct cr_job ***last = j->special ? &w->last_special : &w->last;
+        **last = j;
+        *last = &j->next;
         w->n_waiting++;
         w->n_active++;
         pthread_cond_broadcast(&w->change);
@@ -457,11 +492,16 @@ void cr_worker_free(cr_worker *w)
         return;
     pthread_mutex_lock(&w->lock);
     w->closing = true;
+    if (w->running_special)
+        atomic_store(&w->running_special->cancelled, true);
     pthread_cond_broadcast(&w->change);
     pthread_mutex_unlock(&w->lock);
     if (w->started)
         pthread_join(w->thread, NULL);
+    if (w->special_started)
+        pthread_join(w->special_thread, NULL);
     cr_routing_free(w->routing);
+    cr_blends_deinit(&w->blends);
     for (size_t i = 0; i < MAX_GRAMMARS; i++)
         cr_grammar_unref(w->grammars[i].g);
     cr_token_tree_free(w->tree);

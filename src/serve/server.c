@@ -228,6 +228,7 @@ static enum MHD_Result submit(cr_server *s, struct MHD_Connection *c, struct cr_
     const union MHD_ConnectionInfo *info =
         MHD_get_connection_info(c, MHD_CONNECTION_INFO_CONNECTION_FD);
     j->special = t->route->special;
+    j->metric = t->route->metric;
     j->shelf = s->shelf;
     j->fingerprint = s->fingerprint;
     j->fd = info ? info->connect_fd : -1;
@@ -489,6 +490,9 @@ static enum cr_status fill_options(cr_server *s, const struct cr_serve_options *
     if (opt->admin_key)
         cr_hash_text(opt->admin_key, s->admin_hash);
     snprintf(s->fingerprint, sizeof s->fingerprint, "fp_%.12s", cr_model_hash(opt->model));
+    if (opt->n_ctx > cr_model_info(opt->model)->n_ctx_train)
+        cr_log(CR_LOG_WARN, "a context of %d tokens, but the model was trained for %d", opt->n_ctx,
+               cr_model_info(opt->model)->n_ctx_train);
     s->max_connections = connection_limit();
     return fill_shelf(s, err);
 }

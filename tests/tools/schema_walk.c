@@ -56,7 +56,7 @@ int main(int argc, char **argv)
     while (fgets(line, sizeof line, stdin)) {
         struct cr_api_error e;
         cr_grammar *g = NULL;
-        json_t *schema = json_loads(line, JSON_DECODE_ANY, NULL), *out = NULL;
+        json_t *schema = json_loads(line, JSON_DECODE_ANY | JSON_ALLOW_NUL, NULL), *out = NULL;
         if (!schema) {
             out = json_pack("{s:s}", "refused", "not JSON");
         } else if (cr_schema_compile(&g, schema, "schema", &e) != CR_OK) {

@@ -528,6 +528,53 @@ static void test_attack_40_metrics(void **state)
     cr_server_stop(s, 1000);
 }
 
+#define EXAMPLES                                                                                   \
+    "[{\"question\":\"what is the weather in lisbon\",\"answer\":\"weather\"},{\"question\":\"is " \
+    "it "                                                                                          \
+    "cold\",\"answer\":\"weather\"},{\"question\":\"send money to "                                \
+    "anna\",\"answer\":\"transfer\"}]"
+
+/* Examples become a palette, by a path of its own and inside a request; the second time it is
+ * there. */
+static void test_blends_from_examples(void **state)
+{
+    (void)state;
+    struct cr_serve_options opt = {.pool = CR_SOURCE_DIR "/models/crayon-15m-pool.gguf"};
+    cr_server *s = start_with(opt);
+    json_t *v = ask(s, "/v1/crayon/blend",
+                    "{\"name\":\"mine\",\"level\":\"instant\",\"examples\":" EXAMPLES "}");
+    assert_string_equal(json_string_value(json_object_get(v, "model")), "m:mine");
+    assert_true(json_array_size(json_object_get(v, "weights")) > 1);
+    assert_true(json_real_value(json_object_get(v, "ms")) > 0);
+    json_t *palette = json_object_get(v, "palette");
+    assert_string_equal(json_string_value(json_object_get(palette, "crayon")), "palette");
+    json_decref(v);
+    const char *rest =
+        "\"prompt\":\"Question: will it rain?\\nAnswer:\",\"max_tokens\":6,\"temperature\":0}";
+    char body[1024];
+    snprintf(body, sizeof body, "{\"model\":\"m:mine\",%s", rest);
+    json_t *named = ask(s, "/v1/completions", body);
+    snprintf(body, sizeof body, "{\"model\":\"m\",\"crayon\":{\"examples\":" EXAMPLES "},%s", rest);
+    json_t *first = ask(s, "/v1/completions", body), *again = ask(s, "/v1/completions", body);
+    assert_string_equal(text_of(named, 0), text_of(first, 0));
+    assert_string_equal(text_of(first, 0), text_of(again, 0));
+    assert_true(cached_of(again) > 0);
+    json_t *c = json_object_get(first, "crayon");
+    assert_true(json_real_value(json_object_get(c, "blend_ms")) > 0);
+    assert_int_equal(json_array_size(json_object_get(c, "blend")), 1);
+    json_decref(named);
+    json_decref(first);
+    json_decref(again);
+    expect_status(post(s, "/v1/crayon/blend", "{\"examples\":[]}"), 400);
+    expect_status(post(s, "/v1/crayon/blend", "{\"examples\":[{\"no\":1}]}"), 400);
+    expect_status(post(s, "/v1/crayon/blend", "{\"name\":\"../x\",\"examples\":" EXAMPLES "}"),
+                  400);
+    cr_server_stop(s, 1000);
+    s = start_with((struct cr_serve_options){0});
+    expect_status(post(s, "/v1/crayon/blend", "{\"examples\":" EXAMPLES "}"), 400); /* no pool */
+    cr_server_stop(s, 1000);
+}
+
 static int make_folder(void **state)
 {
     snprintf(folder, sizeof folder, "/tmp/crayon-serve-XXXXXX");
@@ -555,6 +602,7 @@ int main(void)
         cmocka_unit_test(test_attack_49_mixtures_equal_cold_runs),
         cmocka_unit_test(test_attack_48_callers_share_no_cache),
         cmocka_unit_test(test_palettes_are_replaced_without_dropping_streams),
+        cmocka_unit_test(test_blends_from_examples),
         cmocka_unit_test(test_attack_39_admin_routes),
         cmocka_unit_test(test_attack_40_metrics),
     };
