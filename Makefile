@@ -34,6 +34,8 @@ test: all ## unit, kernel, golden and end-to-end tests
 cross: deps ## kernel tests on other processors, under QEMU: aarch64, an x86-64 without AVX
 	@tools/deps.sh $(CROSS_PACKAGES)
 	@tests/cross.sh
+
+.PHONY: clients
 clients: all ## the official clients against the server (Python, in build/clients)
 	@tools/deps.sh python3-venv
 	@test -x build/clients/bin/pytest || (python3 -m venv build/clients && \

@@ -26,16 +26,16 @@ struct token {
 
 struct cr_token_tree {
     struct token *v;
-    size_t n, n_words; /* words of a mask */
-    uint32_t longest;  /* one more than the longest token */
+    size_t n, n_words;    /* words of a mask */
+    uint32_t longest;     /* one more than the longest token */
+    struct cr_frames *at; /* [longest]: where each beginning of a token leads, in a walk */
+    uint64_t steps;       /* of that walk */
 };
 
 struct cr_constraint {
-    const cr_token_tree *tree;
+    cr_token_tree *tree;
     cr_grammar *g;
     struct cr_frames *now, *next;
-    struct cr_frames *at; /* [longest]: where each beginning of a token leads */
-    uint64_t steps;
 };
 
 /* ---- tokens ------------------------------------------------------------------------------- */
@@ -74,6 +74,10 @@ enum cr_status cr_token_tree_new(cr_token_tree **out, const cr_model *m, struct 
             k++;
         t->v[i].shared = k;
     }
+    if (!(t->at = cr_alloc(t->longest, sizeof *t->at))) {
+        cr_token_tree_free(t);
+        return cr_error_set(err, CR_NO_MEMORY, "out of memory");
+    }
     *out = t;
     return CR_OK;
 }
@@ -82,13 +86,14 @@ void cr_token_tree_free(cr_token_tree *t)
 {
     if (!t)
         return;
+    cr_free(t->at);
     cr_free(t->v);
     cr_free(t);
 }
 
 /* ---- one text ------------------------------------------------------------------------------- */
 
-enum cr_status cr_constraint_new(cr_constraint **out, const cr_token_tree *t, cr_grammar *g,
+enum cr_status cr_constraint_new(cr_constraint **out, cr_token_tree *t, cr_grammar *g,
                                  struct cr_error *err)
 {
     cr_constraint *c = cr_alloc0(1, sizeof *c);
@@ -118,7 +123,6 @@ void cr_constraint_free(cr_constraint *c)
     cr_grammar_unref(c->g);
     cr_free(c->now);
     cr_free(c->next);
-    cr_free(c->at);
     cr_free(c);
 }
 
@@ -167,9 +171,9 @@ bool cr_constraint_must_end(const cr_constraint *c)
 /* Walks all tokens from one frame; at[k] is where the first k + 1 bytes lead. */
 static bool walk(cr_constraint *c, uint32_t frame, uint32_t *mask)
 {
-    const cr_token_tree *t = c->tree;
+    cr_token_tree *t = c->tree;
     size_t dead = SIZE_MAX; /* the length at which the beginning at hand leaves the language */
-    c->steps = 0;
+    t->steps = 0;
     for (size_t i = 0; i < t->n; i++) {
         const struct token *k = &t->v[i];
         if (k->shared >= dead)
@@ -177,12 +181,12 @@ static bool walk(cr_constraint *c, uint32_t frame, uint32_t *mask)
         dead = SIZE_MAX;
         for (size_t b = k->shared; b < k->n; b++) {
             uint8_t byte = (uint8_t)k->bytes[b];
-            bool ok = b == 0 ? cr_frame_step(c->g, frame, byte, &c->at[0])
-                             : cr_grammar_step(c->g, &c->at[b - 1], byte, &c->at[b]);
-            c->steps += b == 0 ? 1 : c->at[b - 1].n + 1;
-            if (!ok || c->steps > WALK_STEPS)
+            bool ok = b == 0 ? cr_frame_step(c->g, frame, byte, &t->at[0])
+                             : cr_grammar_step(c->g, &t->at[b - 1], byte, &t->at[b]);
+            t->steps += b == 0 ? 1 : t->at[b - 1].n + 1;
+            if (!ok || t->steps > WALK_STEPS)
                 return false;
-            if (c->at[b].n == 0 && (!c->at[b].whole || b + 1 < k->n)) {
+            if (t->at[b].n == 0 && (!t->at[b].whole || b + 1 < k->n)) {
                 dead = b + 1;
                 break;
             }
@@ -202,8 +206,6 @@ static const uint32_t *mask_of(cr_constraint *c, uint32_t frame)
     const uint32_t *known = cr_frame_mask(c->g, frame);
     if (known)
         return known;
-    if (!c->at && !(c->at = cr_alloc(c->tree->longest, sizeof *c->at)))
-        return NULL;
     uint32_t *fresh = cr_alloc0(c->tree->n_words, sizeof *fresh), *kept = NULL;
     if (fresh && walk(c, frame, fresh) && (kept = cr_frame_new_mask(c->g, frame, c->tree->n_words)))
         memcpy(kept, fresh, c->tree->n_words * sizeof *fresh);

@@ -14,8 +14,9 @@ typedef struct cr_constraint cr_constraint; /* one text on its way */
 enum cr_status cr_token_tree_new(cr_token_tree **out, const cr_model *m, struct cr_error *err);
 void cr_token_tree_free(cr_token_tree *t);
 
-/* At the beginning of the grammar's language; holds a reference to g. */
-enum cr_status cr_constraint_new(cr_constraint **out, const cr_token_tree *t, cr_grammar *g,
+/* At the beginning of the grammar's language; holds a reference to g. All constraints of a tree
+ * belong to one thread. */
+enum cr_status cr_constraint_new(cr_constraint **out, cr_token_tree *t, cr_grammar *g,
                                  struct cr_error *err);
 void cr_constraint_free(cr_constraint *c);
 /* Back to the beginning. */

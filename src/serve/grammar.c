@@ -12,7 +12,7 @@ enum {
     MAX_RULES = 1 << 18,
     MAX_SETS = 4096,
     MAX_REPEATS = 1 << 16,
-    MAX_FRAMES = 1 << 22,
+    MAX_FRAMES = 1 << 19,
     MAX_DEPTH = 1024, /* of rules that begin with rules */
     MAX_ROUNDS = 64,
     MAX_MASKS = 512

@@ -16,7 +16,6 @@ struct cr_server {
     int port;
     bool open_host; /* listens beyond loopback: any Host header is taken */
     char key_hash[65], admin_hash[65];
-    char fingerprint[24];
     atomic_bool draining;
     atomic_int open_requests, connections;
     unsigned max_connections;

@@ -24,13 +24,13 @@ struct cr_job {
     struct cr_api_request req;
     struct cr_target *target; /* what `model` named; a reference */
     cr_shelf *shelf;
-    size_t metric;           /* index of cr_metric_endpoints */
-    char id[48];             /* "chatcmpl-..." or "cmpl-..." */
-    const char *fingerprint; /* of the build, the model and the server */
-    char caller[65];         /* SHA-256 of the key: whose cache it may use */
-    int64_t created;         /* Unix seconds */
-    int fd;                  /* the client's socket, to see it go away */
-    atomic_bool cancelled;   /* the client is gone or the server stops */
+    size_t metric;         /* index of cr_metric_endpoints */
+    char id[48];           /* "chatcmpl-..." or "cmpl-..." */
+    char fingerprint[24];  /* of the build, the model and the blend */
+    char caller[65];       /* SHA-256 of the key: whose cache it may use */
+    int64_t created;       /* Unix seconds */
+    int fd;                /* the client's socket, to see it go away */
+    atomic_bool cancelled; /* the client is gone or the server stops */
     atomic_int refs;
     struct cr_job *next; /* in the worker's list */
 
@@ -104,6 +104,6 @@ void cr_answer_end(cr_worker *w, struct cr_job *j);
 /* constraint cache of the worker: the grammar of a request, compiled once. */
 enum cr_status cr_worker_grammar(cr_worker *w, struct cr_job *j, struct cr_api_error *e);
 struct cr_blends *cr_worker_blends(cr_worker *w);
-const struct cr_token_tree *cr_worker_tree(cr_worker *w, struct cr_error *err);
+struct cr_token_tree *cr_worker_tree(cr_worker *w, struct cr_error *err);
 
 #endif

@@ -27,7 +27,8 @@
 enum {
     PASS_TOKENS = 256,
     PING_MS = 10000,
-    MAX_GRAMMARS = 16 /* kept for the next request */
+    MAX_GRAMMARS = 16,        /* kept for the next request */
+    MAX_KEPT_FRAMES = 1 << 16 /* of each */
 };
 
 struct kept_grammar {
@@ -341,7 +342,7 @@ static void *work_special(void *arg)
 
 /* ---- grammars ------------------------------------------------------------------------------- */
 
-const struct cr_token_tree *cr_worker_tree(cr_worker *w, struct cr_error *err)
+struct cr_token_tree *cr_worker_tree(cr_worker *w, struct cr_error *err)
 {
     if (!w->tree && cr_token_tree_new(&w->tree, w->opt.model, err) != CR_OK)
         return NULL;
@@ -357,6 +358,10 @@ enum cr_status cr_worker_grammar(cr_worker *w, struct cr_job *j, struct cr_api_e
     struct kept_grammar *oldest = w->grammars;
     for (size_t i = 0; i < MAX_GRAMMARS; i++) {
         struct kept_grammar *k = &w->grammars[i];
+        if (k->g && cr_grammar_frames(k->g) > MAX_KEPT_FRAMES) {
+            cr_grammar_unref(k->g); /* grown by long texts: made anew when it is wanted */
+            *k = (struct kept_grammar){0};
+        }
         if (k->g && strcmp(k->key, key) == 0) {
             k->used = ++w->clock;
             j->grammar = cr_grammar_ref(k->g);

@@ -53,7 +53,8 @@ struct cr_serve_options {
     void *ud;
 };
 
-/* Bytes that the server takes for its sequences: what parallel and n_ctx cost. */
+/* Bytes that the server takes for its sequences and their samplers: what parallel and n_ctx cost.
+ */
 size_t cr_server_bytes(const struct cr_serve_options *opt);
 /* Starts serving. CR_POLICY for an address beyond loopback without a key. Stop with
  * cr_server_stop, before the model closes. */

@@ -162,6 +162,16 @@ static void make_id(struct cr_job *j)
     snprintf(j->id, sizeof j->id, "%s%016llx", prefix ? prefix : "req-", (unsigned long long)r[0]);
 }
 
+/* The same seed gives the same text as long as this is the same. */
+static void make_fingerprint(struct cr_job *j)
+{
+    char text[512], hex[65];
+    snprintf(text, sizeof text, "%s %s %s %s", CR_VERSION, cr_model_hash(j->target->model),
+             j->target->sha256, j->target->name);
+    cr_hash_text(text, hex);
+    snprintf(j->fingerprint, sizeof j->fingerprint, "fp_%.12s", hex);
+}
+
 /* The target of a request: by the model's name, and by `lora` and `crayon.adapters`. */
 static struct cr_target *find_target(cr_server *s, const struct cr_api_request *q,
                                      struct cr_api_error *e)
@@ -230,7 +240,7 @@ static enum MHD_Result submit(cr_server *s, struct MHD_Connection *c, struct cr_
     j->special = t->route->special;
     j->metric = t->route->metric;
     j->shelf = s->shelf;
-    j->fingerprint = s->fingerprint;
+    make_fingerprint(j);
     j->fd = info ? info->connect_fd : -1;
     j->resume = MHD_resume_connection;
     j->waiting = c;
@@ -489,7 +499,6 @@ static enum cr_status fill_options(cr_server *s, const struct cr_serve_options *
         cr_hash_text(opt->key, s->key_hash);
     if (opt->admin_key)
         cr_hash_text(opt->admin_key, s->admin_hash);
-    snprintf(s->fingerprint, sizeof s->fingerprint, "fp_%.12s", cr_model_hash(opt->model));
     if (opt->n_ctx > cr_model_info(opt->model)->n_ctx_train)
         cr_log(CR_LOG_WARN, "a context of %d tokens, but the model was trained for %d", opt->n_ctx,
                cr_model_info(opt->model)->n_ctx_train);
@@ -515,7 +524,9 @@ static enum cr_status start_http(cr_server *s, int *fd, struct cr_error *err)
 
 size_t cr_server_bytes(const struct cr_serve_options *opt)
 {
-    return cr_lanes_bytes(opt->model, opt->parallel ? opt->parallel : 4, opt->n_ctx);
+    int n = opt->parallel ? opt->parallel : 4;
+    size_t sampler = (size_t)cr_model_info(opt->model)->n_vocab * 3 * sizeof(float);
+    return cr_lanes_bytes(opt->model, n, opt->n_ctx) + (size_t)n * sampler;
 }
 
 static void free_server(cr_server *s)

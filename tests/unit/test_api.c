@@ -133,7 +133,8 @@ static void test_attack_33_integer_fields(void **state)
                   {true, "top_k", 0, 1 << 20},         {false, "logprobs", 0, CR_API_MAX_TOP},
                   {true, "seed", INT64_MIN, INT64_MAX}};
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
-        const long long values[] = {INT64_MIN,     -1,       0, 1, fields[i].min, fields[i].min - 1,
+        const long long less = fields[i].min > INT64_MIN ? fields[i].min - 1 : INT64_MIN;
+        const long long values[] = {INT64_MIN,     -1,       0, 1, less, fields[i].min,
                                     fields[i].max, INT64_MAX};
         for (size_t k = 0; k < sizeof values / sizeof *values; k++) {
             char body[256];

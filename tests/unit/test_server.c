@@ -207,7 +207,7 @@ static void test_gone_client_frees_the_worker(void **state)
 
 static void *stop_server(void *s)
 {
-    cr_server_stop(s, 20000);
+    cr_server_stop(s, 60000);
     return NULL;
 }
 
