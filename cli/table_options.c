@@ -135,7 +135,7 @@ const struct cr_option cr_options[] = {
     NUMBER(THREADS, COMPUTES, MODEL, 't', "threads", INT, CR_OF_ENV, "N", "0", 0, 64,
            "threads; 0: one per core; the result does not depend on it"),
     VALUE(CPU, COMPUTES, MODEL, 0, "cpu", CHOICE, CR_OF_ENV,
-          "auto|ref|avx2|avxvnni|avx512|amx|neon", "auto", "level of the arithmetic kernels"),
+          "auto|ref|avx2|avxvnni|avx512|amx|neon|dotprod|i8mm", "auto", "level of the arithmetic kernels"),
     VALUE(DEVICE, POOL_TRAIN | EVAL | BLEND | SCORE, MODEL, 0, "device", CHOICE, CR_OF_ENV,
           "cpu|cuda", "cpu",
           "where training steps and packed batches run; cuda needs a build with CRAYON_CUDA"),
