@@ -6,28 +6,14 @@
  *
  *     bench_blend MODEL POOL EXAMPLES [-t THREADS] [-r ROUNDS] [-c CPU]
  */
+#include "bench.h"
+
 #include "adapt/blend.h"
 #include "adapt/examples.h"
 
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
-
-static double now_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
-}
-
-static void die_if(enum cr_status status, const struct cr_error *err)
-{
-    if (status != CR_OK) {
-        fprintf(stderr, "bench_blend: %s\n", err->msg);
-        exit(1);
-    }
-}
 
 int main(int argc, char **argv)
 {

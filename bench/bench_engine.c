@@ -8,6 +8,8 @@
  *
  * -m: read the weights where they are mapped.
  */
+#include "bench.h"
+
 #include "model/session.h"
 
 #include "base/mem.h"
@@ -18,24 +20,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <time.h>
 
 enum { MAX_ROUNDS = 1000, START_PROMPT = 16 };
-
-static double now_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
-}
-
-static void die_if(enum cr_status status, const struct cr_error *err)
-{
-    if (status != CR_OK) {
-        fprintf(stderr, "bench_engine: %s\n", err->msg);
-        exit(1);
-    }
-}
 
 static int compare(const void *a, const void *b)
 {

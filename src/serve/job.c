@@ -5,6 +5,7 @@
 #include "base/mem.h"
 #include "serve/reply.h"
 
+#include <errno.h>
 #include <math.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -114,4 +115,23 @@ bool cr_job_client_gone(struct cr_job *j)
         return true;
     /* A suspended connection keeps its socket; an end of stream there means that nobody waits. */
     return j->fd >= 0 && recv(j->fd, &c, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+}
+
+bool cr_wait_for_zero(const int *n, pthread_mutex_t *lock, pthread_cond_t *change, int ms)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += ms / 1000;
+    until.tv_nsec += (long)(ms % 1000) * 1000000;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_sec++;
+        until.tv_nsec -= 1000000000;
+    }
+    pthread_mutex_lock(lock);
+    while (*n > 0)
+        if (pthread_cond_timedwait(change, lock, &until) == ETIMEDOUT)
+            break;
+    bool zero = *n == 0;
+    pthread_mutex_unlock(lock);
+    return zero;
 }

@@ -88,6 +88,10 @@ void cr_worker_free(cr_worker *w);
 const struct cr_serve_options *cr_worker_options(const cr_worker *w);
 cr_routing *cr_worker_routing(const cr_worker *w); /* NULL: nothing is routed */
 
+/* job.c: waits until *n, which `lock` guards and `change` tells of, is 0, at most ms milliseconds;
+ * is it? */
+bool cr_wait_for_zero(const int *n, pthread_mutex_t *lock, pthread_cond_t *change, int ms);
+
 /* answer.c: a job's choices from its request. Worker's thread. */
 bool cr_answer_prepare(cr_worker *w, struct cr_job *j, int n_ctx, struct cr_api_error *e);
 /* The ids of a request's prompt or messages; free with cr_free. */

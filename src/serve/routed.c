@@ -11,7 +11,6 @@
 #include "serve/job.h"
 #include "serve/reply.h"
 
-#include <errno.h>
 #include <math.h>
 #include <string.h>
 #include <time.h>
@@ -54,23 +53,7 @@ enum cr_status cr_routing_new(cr_routing **out, const struct cr_serve_options *o
 
 bool cr_routing_wait(cr_routing *r, int ms)
 {
-    struct timespec until;
-    if (!r)
-        return true;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += ms / 1000;
-    until.tv_nsec += (long)(ms % 1000) * 1000000;
-    if (until.tv_nsec >= 1000000000) {
-        until.tv_sec++;
-        until.tv_nsec -= 1000000000;
-    }
-    pthread_mutex_lock(&r->lock);
-    while (r->n_away > 0)
-        if (pthread_cond_timedwait(&r->change, &r->lock, &until) == ETIMEDOUT)
-            break;
-    bool idle = r->n_away == 0;
-    pthread_mutex_unlock(&r->lock);
-    return idle;
+    return !r || cr_wait_for_zero(&r->n_away, &r->lock, &r->change, ms);
 }
 
 void cr_routing_free(cr_routing *r)

@@ -18,7 +18,6 @@
 #include "serve/lanes.h"
 #include "serve/reply.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -474,20 +473,7 @@ int cr_worker_active(cr_worker *w)
 
 bool cr_worker_wait_idle(cr_worker *w, int ms)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += ms / 1000;
-    until.tv_nsec += (long)(ms % 1000) * 1000000;
-    if (until.tv_nsec >= 1000000000) {
-        until.tv_sec++;
-        until.tv_nsec -= 1000000000;
-    }
-    pthread_mutex_lock(&w->lock);
-    while (w->n_active)
-        if (pthread_cond_timedwait(&w->change, &w->lock, &until) == ETIMEDOUT)
-            break;
-    bool idle = w->n_active == 0;
-    pthread_mutex_unlock(&w->lock);
+    bool idle = cr_wait_for_zero(&w->n_active, &w->lock, &w->change, ms);
     return cr_routing_wait(w->routing, idle ? ms : 0) && idle;
 }
 
