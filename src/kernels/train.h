@@ -42,6 +42,10 @@ struct cr_train_kernels {
     /* f = silu(g) * u:  dg = df u s (1 + g (1 - s)), du = df g s, with s = 1 / (1 + exp(-g)). */
     void (*silu_mul_back)(float *dg, float *du, const float *df, const float *g, const float *u,
                           size_t n);
+    /* f = gelu(g) * u by the tanh form:  dg = df u (s + g s (1 - s) z'), du = df g s, with
+     * z = sqrt(8 / pi) (g + 0.044715 g^3), s = 1 / (1 + exp(-z)). */
+    void (*gelu_mul_back)(float *dg, float *du, const float *df, const float *g, const float *u,
+                          size_t n);
     /* y = x w r, r = 1 / sqrt(mean(x^2) + eps):  dx_i += r w_i dy_i - x_i r^3 / n sum_j w_j dy_j
      * x_j
      */

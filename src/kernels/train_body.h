@@ -171,30 +171,46 @@ INLINE tv tv_exp(tv x)
     return p * (tv)bits;
 }
 
-INLINE void silu_mul_back_step(tv *dg, tv *du, tv df, tv g, tv u)
+/* SiLU is g s(g), GELU g s(z(g)) with the logistic function s. */
+INLINE void gated_back_step(bool gelu, tv *dg, tv *du, tv df, tv g, tv u)
 {
-    tv s = 1.0f / (1.0f + tv_exp(-g));
-    *dg = df * u * s * (1.0f + g * (1.0f - s));
+    tv square = g * g;
+    tv z = gelu ? g * (1.5957691216f + 0.0713548163f * square) : g;
+    tv slope = gelu ? g * (1.5957691216f + 0.2140644488f * square) : g; /* g dz/dg */
+    tv s = 1.0f / (1.0f + tv_exp(-z));
+    *dg = df * u * s * (1.0f + slope * (1.0f - s));
     *du = df * g * s;
 }
 
-static void silu_mul_back(float *dg, float *du, const float *df, const float *g, const float *u,
-                          size_t n)
+INLINE void gated_back(bool gelu, float *dg, float *du, const float *df, const float *g,
+                       const float *u, size_t n)
 {
     tv a, b;
     size_t i = 0;
     for (; i + TV <= n; i += TV) {
-        silu_mul_back_step(&a, &b, tv_load(df + i), tv_load(g + i), tv_load(u + i));
+        gated_back_step(gelu, &a, &b, tv_load(df + i), tv_load(g + i), tv_load(u + i));
         tv_store(dg + i, a);
         tv_store(du + i, b);
     }
     if (i < n) {
         size_t left = n - i;
-        silu_mul_back_step(&a, &b, tv_load_part(df + i, left), tv_load_part(g + i, left),
-                           tv_load_part(u + i, left));
+        gated_back_step(gelu, &a, &b, tv_load_part(df + i, left), tv_load_part(g + i, left),
+                        tv_load_part(u + i, left));
         tv_store_part(dg + i, a, left);
         tv_store_part(du + i, b, left);
     }
+}
+
+static void silu_mul_back(float *dg, float *du, const float *df, const float *g, const float *u,
+                          size_t n)
+{
+    gated_back(false, dg, du, df, g, u, n);
+}
+
+static void gelu_mul_back(float *dg, float *du, const float *df, const float *g, const float *u,
+                          size_t n)
+{
+    gated_back(true, dg, du, df, g, u, n);
 }
 
 static void rmsnorm_back(float *dx, const float *dy, const float *x, const float *w, size_t n,
@@ -232,7 +248,7 @@ static void softmax_back(float *ds, const float *p, float sum, float scale, size
 
 #define TRAIN_KERNELS(level)                                                                       \
     .name = (level), .thin_out = thin_out, .thin_in = thin_in, .thin_outer = thin_outer,           \
-    .silu_mul_back = silu_mul_back, .rmsnorm_back = rmsnorm_back, .softmax_back = softmax_back,    \
-    GEMM_KERNELS
+    .silu_mul_back = silu_mul_back, .gelu_mul_back = gelu_mul_back, .rmsnorm_back = rmsnorm_back,  \
+    .softmax_back = softmax_back, GEMM_KERNELS
 
 #endif

@@ -608,22 +608,6 @@ void cr_model_embed(const cr_model *m, int32_t id, float *out)
         out[i] *= m->embd_scale;
 }
 
-enum cr_status cr_model_trainable(const cr_model *m, struct cr_error *err)
-{
-    const char *what = m->gelu ? "GELU and norms after the layers"
-                       : m->attn_scale != 1 / sqrtf((float)m->head_dim) ? "its scale of attention"
-                       : m->rope_dim != m->head_dim ? "rotation of a part of each head"
-                                                    : NULL;
-    for (int l = 0; l < m->n_layers && !what; l++)
-        if (m->layers[l].window > 0 && m->layers[l].window < m->n_ctx_train)
-            what = "a sliding window";
-    return !what ? CR_OK
-                 : cr_error_set(err, CR_UNSUPPORTED,
-                                "%s: training does not know %s (architecture %s); it knows llama, "
-                                "qwen2, qwen3, smollm3, and phi3 without a window",
-                                m->path ? m->path : "model", what, m->info.arch);
-}
-
 const struct cr_matrix *cr_model_linear(const cr_model *m, int layer, enum cr_linear lin)
 {
     return &m->layers[layer].lin[lin];

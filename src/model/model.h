@@ -95,8 +95,6 @@ void cr_delta_pack(const cr_model *m, cr_delta *d);
 enum cr_status cr_rope_setup(cr_model *m, const cr_gguf *g, const char *arch, struct cr_error *err);
 /* cos and sin of position pos for cr_kernels.rope_*: cs [n_ropes, rope_dim / 2, 2]. */
 void cr_rope_angles(const cr_model *m, int32_t pos, float *cs);
-/* Does training know all that the model does? CR_UNSUPPORTED says what it does not. */
-enum cr_status cr_model_trainable(const cr_model *m, struct cr_error *err);
 /* Row `id` of the embedding as float32 [n_embd]. */
 void cr_model_embed(const cr_model *m, int32_t id, float *out);
 /* The n_out x n_in matrix of a linear layer. */

@@ -17,14 +17,16 @@ enum {
     VOCAB_BLOCK = 256 /* rows of the output matrix dequantised at a time */
 };
 
-struct kept {   /* of one layer, for the way back */
-    float *x;   /* [T, E] input */
-    float *qkv; /* [T, ld] before norm and rotation */
-    float *o;   /* [R, Q] attention output */
-    float *u_o; /* [R, n_u] */
-    float *mid; /* [R, E] residual stream after attention */
-    float *gu;  /* [R, ld] gate and up */
-    float *u_d; /* [R, n_u] */
+struct kept {     /* of one layer, for the way back */
+    float *x;     /* [T, E] input */
+    float *qkv;   /* [T, ld] before norm and rotation */
+    float *o;     /* [R, Q] attention output */
+    float *u_o;   /* [R, n_u] */
+    float *raw_o; /* [R, E] output of `o` before its own norm (gemma3), else empty */
+    float *mid;   /* [R, E] residual stream after attention */
+    float *gu;    /* [R, ld] gate and up */
+    float *u_d;   /* [R, n_u] */
+    float *raw_d; /* [R, E] as raw_o, of `down` */
 };
 
 struct cr_pass {
@@ -138,9 +140,11 @@ static void carve_pass(struct cr_pass *s, const struct cr_frozen *f,
         k->qkv = qkv = own ? carve(c, t * st[CR_STAGE_QKV].ld) : qkv;
         k->o = o = own ? carve(c, r * (size_t)m->q_dim) : o;
         k->u_o = carve(c, r * st[CR_STAGE_O].n_u);
+        k->raw_o = carve(c, m->layers[l].attn_post ? r * e : 0);
         k->mid = carve(c, r * e);
         k->gu = gu = own ? carve(c, r * st[CR_STAGE_GATE_UP].ld) : gu;
         k->u_d = carve(c, r * st[CR_STAGE_DOWN].n_u);
+        k->raw_d = carve(c, m->layers[l].ffn_post ? r * e : 0);
     }
     s->last = carve(c, shape->n_answers * e);
     s->w = carve(c, most(cr_frozen_scratch(f, t), VOCAB_BLOCK * e));
@@ -177,16 +181,22 @@ double cr_pass_recompute_cost(const struct cr_frozen *f)
     return again / all;
 }
 
+/* Floats of a table of rotations for one position. */
+static size_t angles(const cr_model *m)
+{
+    return (size_t)m->n_ropes * (size_t)m->rope_dim;
+}
+
 size_t cr_pass_shared_bytes(const cr_model *m, const struct cr_pass_shape *s)
 {
-    return 2 * s->longest * (size_t)m->head_dim * sizeof(float);
+    return 2 * s->longest * angles(m) * sizeof(float);
 }
 
 enum cr_status cr_pass_shared_init(struct cr_pass_shared *t, const cr_model *m,
                                    const struct cr_pass_shape *s, struct cr_error *err)
 {
-    t->rope = cr_alloc(s->longest * (size_t)m->head_dim, sizeof(float));
-    t->rope_back = cr_alloc(s->longest * (size_t)m->head_dim, sizeof(float));
+    t->rope = cr_alloc(s->longest * angles(m), sizeof(float));
+    t->rope_back = cr_alloc(s->longest * angles(m), sizeof(float));
     if (!t->rope || !t->rope_back) {
         cr_pass_shared_deinit(t);
         return cr_error_set(err, CR_NO_MEMORY, "training: out of memory for %zu positions",
@@ -330,32 +340,32 @@ static size_t query_rows(cr_pass *s, int layer, const struct cr_micro *b)
     return n;
 }
 
-/* Rotates heads where the layer does (some of smollm3 do not). */
-static void turn(const cr_pass *s, int layer, float *x, int n_heads, const float *cs)
+/* Rotates heads to position pos where the layer does (some of smollm3 do not). */
+static void turn(const cr_pass *s, int layer, float *x, int n_heads, const float *table, size_t pos)
 {
-    if (s->m->layers[layer].rope >= 0)
-        cr_rope_row(s->m, x, n_heads, cs);
+    int rope = s->m->layers[layer].rope;
+    if (rope >= 0)
+        cr_rope_row(s->m, x, n_heads, table + pos * angles(s->m) + rope * s->m->rope_dim);
 }
 
 /* s->q [R, Q] and s->k [T, KV] from the kept qkv: norm of heads (qwen3), rotation. */
 static void rotate(cr_pass *s, int layer, const struct cr_micro *b, size_t n_q)
 {
     const cr_model *m = s->m;
-    size_t ld = s->p->stage[CR_STAGE_QKV].ld, d = (size_t)m->head_dim;
-    size_t qd = (size_t)m->q_dim, kd = (size_t)m->kv_dim;
+    size_t ld = s->p->stage[CR_STAGE_QKV].ld, qd = (size_t)m->q_dim, kd = (size_t)m->kv_dim;
     const float *qkv = s->layers[layer].qkv;
     for (size_t i = 0; i < n_q; i++) {
         float *q = s->q + i * qd;
         memcpy(q, qkv + s->row[i] * ld, qd * sizeof *q);
         head_norms(s, q, m->layers[layer].norm_q, m->n_heads);
-        turn(s, layer, q, m->n_heads, s->tables->rope + (size_t)(s->limit[i] - 1) * d);
+        turn(s, layer, q, m->n_heads, s->tables->rope, (size_t)s->limit[i] - 1);
     }
     for (size_t seq = 0; seq < b->n_seqs; seq++) {
         for (size_t t = b->seq[seq]; t < b->seq[seq + 1]; t++) {
             float *k = s->k + t * kd;
             memcpy(k, qkv + t * ld + qd, kd * sizeof *k);
             head_norms(s, k, m->layers[layer].norm_k, m->n_kv_heads);
-            turn(s, layer, k, m->n_kv_heads, s->tables->rope + (t - b->seq[seq]) * d);
+            turn(s, layer, k, m->n_kv_heads, s->tables->rope, t - b->seq[seq]);
         }
     }
 }
@@ -373,6 +383,8 @@ static struct cr_attention attention_of(const cr_pass *s, int layer, const struc
         .n_heads = m->n_heads,
         .n_kv_heads = m->n_kv_heads,
         .head_dim = m->head_dim,
+        .scale = m->attn_scale,
+        .window = (size_t)m->layers[layer].window,
         .n_q = n_q,
         .n_kv = b->seq[seq + 1] - t,
         .q = s->q + q0 * qd,
@@ -404,25 +416,31 @@ static void add_bias(const cr_pass *s, int layer, size_t rows, float *qkv)
     }
 }
 
-/* to [rows, F] = silu(gate) * up. */
+/* to [rows, F] = silu(gate) * up, or gelu. */
 static void feed(const cr_pass *s, const float *gu, size_t rows, float *to)
 {
     size_t f = (size_t)s->m->n_ff, ld = s->p->stage[CR_STAGE_GATE_UP].ld;
     for (size_t t = 0; t < rows; t++) {
         memcpy(to + t * f, gu + t * ld, f * sizeof *to);
-        s->m->k->silu_mul(to + t * f, gu + t * ld + f, f);
+        (s->m->gelu ? s->m->k->gelu_mul : s->m->k->silu_mul)(to + t * f, gu + t * ld + f, f);
     }
 }
 
-/* x[i] = from[row of i] + the first E columns of y_ext; u [R, n_u] gets the others. row NULL: i. */
-static void add_output(const cr_pass *s, enum cr_stage stage, const float *from, const size_t *row,
-                       size_t rows, float *x, float *u)
+/* x[i] = from[row of i] + the first E columns of y_ext; u [R, n_u] gets the others. row NULL: i.
+ * With a norm `post` of its own the output is added after it, and kept before it in raw. */
+static void add_output(const cr_pass *s, enum cr_stage stage, const float *post, const float *from,
+                       const size_t *row, size_t rows, float *x, float *u, float *raw)
 {
     size_t e = (size_t)s->m->n_embd, ld = s->p->stage[stage].ld, n_u = s->p->stage[stage].n_u;
     for (size_t i = 0; i < rows; i++) {
+        float *y = s->y + i * ld;
+        if (post) {
+            memcpy(raw + i * e, y, e * sizeof *raw);
+            s->m->k->rmsnorm(y, y, post, e, s->m->norm_eps);
+        }
         memcpy(x + i * e, from + (row ? row[i] : i) * e, e * sizeof *x);
-        s->m->k->add(x + i * e, s->y + i * ld, e);
-        memcpy(u + i * n_u, s->y + i * ld + e, n_u * sizeof *u);
+        s->m->k->add(x + i * e, y, e);
+        memcpy(u + i * n_u, y + e, n_u * sizeof *u);
     }
 }
 
@@ -459,25 +477,35 @@ static void widen(cr_pass *s, const float *params, int layer, const struct cr_gr
 static void layer_forward(cr_pass *s, const float *params, int layer, const struct cr_micro *b)
 {
     struct kept *k = &s->layers[layer];
+    const struct cr_layer *w = &s->m->layers[layer];
     const struct cr_groups *g = is_last(s, layer) ? &b->answers : &b->all;
     float *out = is_last(s, layer) ? s->last : s->layers[layer + 1].x;
 
     size_t n_q = attend(s, params, layer, b);
     stage_forward(s, params, layer, CR_STAGE_O, g, k->o, s->y);
-    add_output(s, CR_STAGE_O, k->x, s->row, n_q, k->mid, k->u_o);
+    add_output(s, CR_STAGE_O, w->attn_post, k->x, s->row, n_q, k->mid, k->u_o, k->raw_o);
 
     widen(s, params, layer, g);
     feed(s, k->gu, n_q, s->in);
     stage_forward(s, params, layer, CR_STAGE_DOWN, g, s->in, s->y);
-    add_output(s, CR_STAGE_DOWN, k->mid, NULL, n_q, out, k->u_d);
+    add_output(s, CR_STAGE_DOWN, w->ffn_post, k->mid, NULL, n_q, out, k->u_d, k->raw_d);
 }
 
-/* dy_ext rows begin with dx (the gradient of the residual stream is that of the output). */
-static void spread_dx(cr_pass *s, enum cr_stage stage, size_t rows)
+/* dy_ext rows begin with dx (the gradient of the residual stream is that of the output), taken back
+ * through the output's own norm. */
+static void spread_dx(cr_pass *s, enum cr_stage stage, const float *post, const float *raw,
+                      size_t rows)
 {
     size_t e = (size_t)s->m->n_embd, ld = s->p->stage[stage].ld;
-    for (size_t i = 0; i < rows; i++)
-        memcpy(s->y + i * ld, s->dx + i * e, e * sizeof *s->y);
+    for (size_t i = 0; i < rows; i++) {
+        float *dy = s->y + i * ld;
+        const float *dx = s->dx + i * e;
+        if (post) {
+            memset(dy, 0, e * sizeof *dy);
+            s->p->k->rmsnorm_back(dy, dx, raw + i * e, post, e, s->m->norm_eps);
+        } else
+            memcpy(dy, dx, e * sizeof *dy);
+    }
 }
 
 static void feed_forward_back(cr_pass *s, const float *params, int layer, size_t n_q,
@@ -485,15 +513,16 @@ static void feed_forward_back(cr_pass *s, const float *params, int layer, size_t
 {
     struct kept *k = &s->layers[layer];
     size_t f = (size_t)s->m->n_ff, ld = s->p->stage[CR_STAGE_GATE_UP].ld;
-    spread_dx(s, CR_STAGE_DOWN, n_q);
+    spread_dx(s, CR_STAGE_DOWN, s->m->layers[layer].ffn_post, k->raw_d, n_q);
     stage_back(s, params, layer, CR_STAGE_DOWN, g, k->u_d, s->p->stage[CR_STAGE_DOWN].n_u, s->wide,
                to);
     feed(s, k->gu, n_q, s->in);
     stage_add(s, layer, CR_STAGE_DOWN, g, s->in, to);
 
     for (size_t i = 0; i < n_q; i++)
-        s->p->k->silu_mul_back(s->y + i * ld, s->y + i * ld + f, s->wide + i * f, k->gu + i * ld,
-                               k->gu + i * ld + f, f);
+        (s->m->gelu ? s->p->k->gelu_mul_back
+                    : s->p->k->silu_mul_back)(s->y + i * ld, s->y + i * ld + f, s->wide + i * f,
+                                              k->gu + i * ld, k->gu + i * ld + f, f);
     stage_back(s, params, layer, CR_STAGE_GATE_UP, g, k->gu + 2 * f, ld, s->wide, to);
     norm_rows(s, s->in, k->mid, s->m->layers[layer].ffn_norm, n_q);
     stage_add(s, layer, CR_STAGE_GATE_UP, g, s->in, to);
@@ -505,7 +534,7 @@ static void rotate_back(const cr_pass *s, int layer, float *d, const float *raw,
                         int n_heads, size_t pos)
 {
     size_t dim = (size_t)s->m->head_dim;
-    turn(s, layer, d, n_heads, s->tables->rope_back + pos * dim);
+    turn(s, layer, d, n_heads, s->tables->rope_back, pos);
     for (int h = 0; w && h < n_heads; h++) {
         float *dy = s->attention; /* free by now */
         float *at = d + (size_t)h * dim;
@@ -574,7 +603,7 @@ static void layer_back(cr_pass *s, const float *params, int layer, const struct 
     }
     feed_forward_back(s, params, layer, n_q, g, to);
 
-    spread_dx(s, CR_STAGE_O, n_q);
+    spread_dx(s, CR_STAGE_O, m->layers[layer].attn_post, k->raw_o, n_q);
     stage_back(s, params, layer, CR_STAGE_O, g, k->u_o, s->p->stage[CR_STAGE_O].n_u, s->wide, to);
     stage_add(s, layer, CR_STAGE_O, g, k->o, to);
 

@@ -13,24 +13,18 @@ enum { Q_BLOCK = 60 }; /* query rows at a time: a block of scores stays in the L
 
 void cr_rope_row(const cr_model *m, float *x, int n_heads, const float *cs)
 {
-    size_t d = (size_t)m->head_dim;
-    for (int h = 0; h < n_heads; h++) {
-        if (m->rope_neox)
-            m->k->rope_neox(x + (size_t)h * d, cs, d);
-        else
-            m->k->rope_norm(x + (size_t)h * d, cs, d);
-    }
+    for (int h = 0; h < n_heads; h++)
+        (m->rope_neox ? m->k->rope_neox : m->k->rope_norm)(x + h * m->head_dim, cs,
+                                                           (size_t)m->rope_dim);
 }
 
 void cr_rope_table(const cr_model *m, float *cs, size_t n, float sign)
 {
-    size_t half = (size_t)m->head_dim / 2;
+    size_t width = (size_t)m->n_ropes * (size_t)m->rope_dim;
     for (size_t pos = 0; pos < n; pos++) {
-        for (size_t i = 0; i < half; i++) {
-            float angle = (float)pos * m->rope_freq[i];
-            cs[(pos * half + i) * 2] = cosf(angle) * m->rope_mscale;
-            cs[(pos * half + i) * 2 + 1] = sign * sinf(angle) * m->rope_mscale;
-        }
+        cr_rope_angles(m, (int32_t)pos, cs + pos * width);
+        for (size_t i = 1; i < width; i += 2)
+            cs[pos * width + i] *= sign;
     }
 }
 
@@ -83,17 +77,19 @@ static float *pack(const struct cr_attention *a, int g, bool back, struct panels
     return to->k + cr_panels_floats(k, d, n);
 }
 
-/* p [rows, n_kv] = causal softmax of q k^T / sqrt(D) for the query rows from `begin`, head h. */
+/* p [rows, n_kv] = causal softmax of scale q k^T for the query rows from `begin`, head h. */
 static void probabilities(const struct cr_attention *a, const struct panels *panels, float *p,
                           size_t begin, size_t rows, size_t n_kv, int h)
 {
     size_t d = (size_t)a->head_dim;
     a->train->gemm_packed(p, n_kv, a->q + begin * a->ldq + (size_t)h * d, a->ldq, 1, panels->k_t, d,
-                          rows, n_kv, d, 1.0f / sqrtf((float)d), false);
+                          rows, n_kv, d, a->scale, false);
     for (size_t i = 0; i < rows; i++) {
-        size_t seen = (size_t)a->limit[begin + i];
-        a->kernels->softmax(p + i * n_kv, seen);
-        memset(p + i * n_kv + seen, 0, (n_kv - seen) * sizeof *p);
+        size_t end = (size_t)a->limit[begin + i];
+        size_t first = a->window && end > a->window ? end - a->window : 0;
+        memset(p + i * n_kv, 0, first * sizeof *p);
+        a->kernels->softmax(p + i * n_kv + first, end - first);
+        memset(p + i * n_kv + end, 0, (n_kv - end) * sizeof *p);
     }
 }
 
@@ -116,14 +112,14 @@ void cr_attention_forward(const struct cr_attention *a, float *o, size_t ldo, fl
     }
 }
 
-/* dP = dO V^T; dS = P (dP - sum_j dO O) / sqrt(D); dQ = dS K; dK += dS^T Q; dV += P^T dO. */
+/* dP = dO V^T; dS = P (dP - sum_j dO O) scale; dQ = dS K; dK += dS^T Q; dV += P^T dO. */
 void cr_attention_back(const struct cr_attention *a, const float *o, const float *d_o, size_t ldo,
                        float *dq, size_t lddq, float *dk, size_t lddk, float *dv, size_t lddv,
                        float *scratch)
 {
     const struct cr_train_kernels *k = a->train;
     size_t d = (size_t)a->head_dim;
-    float scale = 1.0f / sqrtf((float)d), *p = NULL;
+    float *p = NULL;
     int shared = a->n_heads / a->n_kv_heads;
     struct panels panels;
     for (int h = 0; h < a->n_heads; h++) {
@@ -140,7 +136,7 @@ void cr_attention_back(const struct cr_attention *a, const float *o, const float
             k->gemm_packed(dp, n_kv, out, ldo, 1, panels.v_t, d, rows, n_kv, d, 1, false);
             for (size_t i = 0; i < rows; i++) {
                 float sum = a->kernels->dot(out + i * ldo, o + (begin + i) * ldo + at, d);
-                k->softmax_back(dp + i * n_kv, p + i * n_kv, sum, scale, n_kv);
+                k->softmax_back(dp + i * n_kv, p + i * n_kv, sum, a->scale, n_kv);
             }
             k->gemm_packed(dq + begin * lddq + at, lddq, dp, n_kv, 1, panels.k, a->n_kv, rows, d,
                            n_kv, 1, false);

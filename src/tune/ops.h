@@ -12,10 +12,10 @@
 #include "kernels/train.h"
 #include "model/model.h"
 
-/* Rotates n_heads heads of a row; cs [head_dim] holds (cos, sin) pairs of its position. The
+/* Rotates n_heads heads of a row; cs [rope_dim] holds (cos, sin) pairs of its position. The
  * gradient is the same call with a table whose sines are negated. */
 void cr_rope_row(const cr_model *m, float *x, int n_heads, const float *cs);
-/* The table for positions 0..n-1: [n, head_dim]; sign -1 for the gradient. */
+/* The table for positions 0..n-1: [n, n_ropes, rope_dim]; sign -1 for the gradient. */
 void cr_rope_table(const cr_model *m, float *cs, size_t n, float sign);
 
 /* Softmax cross-entropy of one row: returns -log softmax(logits)[target] and replaces logits by
@@ -23,12 +23,15 @@ void cr_rope_table(const cr_model *m, float *cs, size_t n, float sign);
 float cr_cross_entropy(const struct cr_kernels *k, float *logits, size_t n, int32_t target,
                        float weight);
 
-/* Causal attention of one sequence. Query row i sees the keys [0, limit[i]); limits do not fall.
+/* Causal attention of one sequence. Query row i sees the last `window` keys of [0, limit[i]), or
+ * with window 0 all of them; limits do not fall. Scores are q k times scale.
  * q [n_q, H * D], k and v [n_kv, G * D], o [n_q, H * D]; head h reads kv head h / (H / G). */
 struct cr_attention {
     const struct cr_kernels *kernels;
     const struct cr_train_kernels *train;
     int n_heads, n_kv_heads, head_dim;
+    float scale;
+    size_t window;
     size_t n_q, n_kv;
     const float *q, *k, *v;
     size_t ldq, ldk, ldv;

@@ -157,9 +157,6 @@ static enum cr_status check_peers(cr_trainer *t, struct cr_error *err)
 
 static enum cr_status choose_precision(cr_trainer *t, struct cr_error *err)
 {
-    enum cr_status status = cr_model_trainable(t->m, err);
-    if (status != CR_OK)
-        return status;
     struct cr_train_device *d = t->opt.device;
     if (d) {
         t->plan.precision = d->precision;

@@ -98,5 +98,5 @@ torch.manual_seed(0)
 if len(sys.argv) > 2 and sys.argv[1] == "--check":
     make(Path(sys.argv[2]), Path("train-check.gguf"))
 else:
-    for name in sys.argv[1:] or ("stories260K", "random-qwen2", "random-qwen3", "random-smollm3"):
+    for name in sys.argv[1:] or ("stories260K", "random-qwen2", "random-qwen3", "random-smollm3", "random-gemma3"):
         make(DATA / f"{name}.gguf", HERE / f"train-{name}.gguf")

@@ -205,6 +205,15 @@ static void element_wise(void **state)
                  (double)d[i] * (double)u[i] * s * (1 + (double)g[i] * (1 - s)), 2e-6);
             near("silu, up", k->name, i, (double)du[i], (double)d[i] * (double)g[i] * s, 2e-6);
         }
+        k->gelu_mul_back(dg, du, d, g, u, N);
+        for (size_t i = 0; i < N; i++) {
+            double x = (double)g[i], c = sqrt(8 / acos(-1));
+            double s = 1 / (1 + exp(-c * (x + 0.044715 * x * x * x)));
+            double slope = c * (1 + 3 * 0.044715 * x * x);
+            near("gelu, gate", k->name, i, (double)dg[i],
+                 (double)d[i] * (double)u[i] * (s + x * s * (1 - s) * slope), 4e-6);
+            near("gelu, up", k->name, i, (double)du[i], (double)d[i] * x * s, 2e-6);
+        }
         double squares = 0, mixed = 0;
         memcpy(dg, d, sizeof dg);
         k->rmsnorm_back(dg, d, g, u, N, 1e-5f);

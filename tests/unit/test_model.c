@@ -157,7 +157,6 @@ static void factors(cr_gguf_writer *w)
 static void test_plans_of_layers(void **state)
 {
     (void)state;
-    struct cr_error err;
     struct tiny t = tiny_typed("gemma3", CR_F32);
     t.n_layers = 13;
     t.window = 20;
@@ -168,8 +167,6 @@ static void test_plans_of_layers(void **state)
     }
     assert_true(m->embd_scale == 8 && m->attn_scale == 0.25f && m->n_ropes == 2);
     assert_int_equal(cr_model_info(m)->n_ctx_train, 128);
-    assert_int_equal(cr_model_trainable(m, &err), CR_UNSUPPORTED);
-    assert_non_null(strstr(err.msg, "GELU"));
     cr_model_close(m);
     t.extra = capped;
     refuse(&t, CR_UNSUPPORTED, "gemma3.final_logit_softcapping: want 0, found 30");
@@ -178,7 +175,6 @@ static void test_plans_of_layers(void **state)
     m = tiny_open(&t, NULL);
     for (int l = 0; l < 8; l++)
         assert_int_equal(m->layers[l].rope, l % 4 == 3 ? -1 : 0);
-    assert_int_equal(cr_model_trainable(m, &err), CR_OK);
     cr_model_close(m);
     t = tiny_typed("phi3", CR_F32);
     m = tiny_open(&t, NULL);
@@ -187,13 +183,11 @@ static void test_plans_of_layers(void **state)
     assert_ptr_equal((const char *)lin[CR_LIN_K].data + 32 * lin->row_bytes, lin[CR_LIN_V].data);
     assert_ptr_equal((const char *)lin[CR_LIN_GATE].data + 96 * lin->row_bytes,
                      lin[CR_LIN_UP].data);
-    assert_int_equal(cr_model_trainable(m, &err), CR_OK);
     cr_model_close(m);
     t.window = 16;
     t.extra = part_of_heads;
     m = tiny_open(&t, NULL);
     assert_true(m->rope_dim == 12 && m->layers[2].window == 16);
-    assert_int_equal(cr_model_trainable(m, &err), CR_UNSUPPORTED);
     cr_model_close(m);
     t.extra = factors;
     m = tiny_open(&t, NULL);

@@ -58,6 +58,14 @@ static double silu_value(void *ud)
     return weigh(r);
 }
 
+static double gelu_value(void *ud)
+{
+    struct row *r = ud;
+    memcpy(r->y, r->x, sizeof r->y);
+    r->k->gelu_mul(r->y, r->u, N);
+    return weigh(r);
+}
+
 static double rope_value(void *ud)
 {
     struct row *r = ud;
@@ -104,6 +112,22 @@ static void silu_gradient(void **state)
     expect("silu, up", gradient_error(silu_value, &r, r.u, du, N, 1e-2, 7), 1e-3);
     r.x[0] = -200, r.x[1] = 200; /* no overflow far out */
     r.t->silu_mul_back(dg, du, r.c, r.x, r.u, N);
+    assert_true(fabsf(dg[0]) < 1e-20f && fabsf(du[0]) < 1e-20f);
+    expect("far out", fabs((double)dg[1] - (double)(r.c[1] * r.u[1])), 1e-6);
+}
+
+static void gelu_gradient(void **state)
+{
+    (void)state;
+    struct row r;
+    float dg[N], du[N];
+    start_row(&r);
+    r.x[0] = 30, r.x[1] = -30, r.x[2] = 0;
+    r.t->gelu_mul_back(dg, du, r.c, r.x, r.u, N);
+    expect("gelu, gate", gradient_error(gelu_value, &r, r.x, dg, N, 1e-2, 6), 1e-3);
+    expect("gelu, up", gradient_error(gelu_value, &r, r.u, du, N, 1e-2, 7), 1e-3);
+    r.x[0] = -200, r.x[1] = 200; /* no overflow far out */
+    r.t->gelu_mul_back(dg, du, r.c, r.x, r.u, N);
     assert_true(fabsf(dg[0]) < 1e-20f && fabsf(du[0]) < 1e-20f);
     expect("far out", fabs((double)dg[1] - (double)(r.c[1] * r.u[1])), 1e-6);
 }
@@ -181,7 +205,7 @@ static double attention_value(void *ud)
     return sum;
 }
 
-static void start_attention(struct attention_case *t, size_t n_q)
+static void start_attention(struct attention_case *t, size_t n_q, size_t window)
 {
     t->q = new_normal(T * LDQ, 1, 11);
     t->k = new_normal(T * LDKV, 1, 12);
@@ -196,6 +220,8 @@ static void start_attention(struct attention_case *t, size_t n_q)
                                  .n_heads = H,
                                  .n_kv_heads = G,
                                  .head_dim = D,
+                                 .scale = 0.4f,
+                                 .window = window,
                                  .n_q = n_q,
                                  .n_kv = T,
                                  .q = t->q,
@@ -217,33 +243,37 @@ static void stop_attention(struct attention_case *t)
 static void attention_forward(void **state)
 {
     (void)state;
-    struct attention_case t;
-    start_attention(&t, T);
-    attention_value(&t);
-    for (int h = 0; h < H; h++) {
-        for (int i = 0; i < T; i += 37) {
-            double p[T], sum = 0, y = 0;
-            for (int j = 0; j <= i; j++) {
-                double s = 0;
-                for (int x = 0; x < D; x++)
-                    s += (double)t.q[i * LDQ + h * D + x] * t.k[j * LDKV + h / 2 * D + x];
-                sum += p[j] = exp(s / sqrt((double)D));
+    const int windows[] = {0, 1, 40};
+    for (int w = 0; w < 3; w++) {
+        struct attention_case t;
+        start_attention(&t, T, (size_t)windows[w]);
+        attention_value(&t);
+        for (int h = 0; h < H; h++) {
+            for (int i = 0; i < T; i += 37) {
+                double p[T], sum = 0, y = 0;
+                int first = windows[w] && i >= windows[w] ? i - windows[w] + 1 : 0;
+                for (int j = first; j <= i; j++) {
+                    double s = 0;
+                    for (int x = 0; x < D; x++)
+                        s += (double)t.q[i * LDQ + h * D + x] * t.k[j * LDKV + h / 2 * D + x];
+                    sum += p[j] = exp(s * (double)t.a.scale);
+                }
+                for (int j = first; j <= i; j++)
+                    y += p[j] / sum * t.v[j * LDKV + h / 2 * D];
+                expect("output", fabs((double)t.o[i * H * D + h * D] - y), 1e-5);
             }
-            for (int j = 0; j <= i; j++)
-                y += p[j] / sum * t.v[j * LDKV + h / 2 * D];
-            expect("output", fabs((double)t.o[i * H * D + h * D] - y), 1e-5);
         }
+        stop_attention(&t);
     }
-    stop_attention(&t);
 }
 
 static void attention_gradient(void **state)
 {
     (void)state;
-    size_t n_qs[] = {T, 5};
-    for (int pass = 0; pass < 2; pass++) {
+    size_t n_qs[] = {T, 5, T}, windows[] = {0, 0, 40};
+    for (int pass = 0; pass < 3; pass++) {
         struct attention_case t;
-        start_attention(&t, n_qs[pass]);
+        start_attention(&t, n_qs[pass], windows[pass]);
         float *dq = cr_alloc0(T * LDQ, sizeof *dq), *dk = cr_alloc0(T * LDKV, sizeof *dk),
               *dv = cr_alloc0(T * LDKV, sizeof *dv);
         attention_value(&t);
@@ -264,9 +294,10 @@ static void attention_gradient(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rmsnorm_gradient),  cmocka_unit_test(silu_gradient),
-        cmocka_unit_test(rope_gradient),     cmocka_unit_test(cross_entropy_gradient),
-        cmocka_unit_test(attention_forward), cmocka_unit_test(attention_gradient),
+        cmocka_unit_test(rmsnorm_gradient),       cmocka_unit_test(silu_gradient),
+        cmocka_unit_test(gelu_gradient),          cmocka_unit_test(rope_gradient),
+        cmocka_unit_test(cross_entropy_gradient), cmocka_unit_test(attention_forward),
+        cmocka_unit_test(attention_gradient),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

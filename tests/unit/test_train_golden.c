@@ -246,6 +246,13 @@ static void smollm3(void **state)
           CR_SOURCE_DIR "/tests/golden/train-random-smollm3.gguf");
 }
 
+static void gemma3(void **state)
+{
+    (void)state;
+    check(CR_SOURCE_DIR "/tests/data/random-gemma3.gguf",
+          CR_SOURCE_DIR "/tests/golden/train-random-gemma3.gguf");
+}
+
 static void another(void **state)
 {
     (void)state;
@@ -257,8 +264,8 @@ static void another(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(llama),   cmocka_unit_test(qwen2),   cmocka_unit_test(qwen3),
-        cmocka_unit_test(smollm3), cmocka_unit_test(another),
+        cmocka_unit_test(llama),   cmocka_unit_test(qwen2),  cmocka_unit_test(qwen3),
+        cmocka_unit_test(smollm3), cmocka_unit_test(gemma3), cmocka_unit_test(another),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A random model made in memory, for tests of training: 3 layers, width 32, 4 heads on 2 kv heads,
- * FFN 64, vocabulary 97. llama, qwen2 (bias) or qwen3 (head norms), float32 or quantised weights.
+ * FFN 64, vocabulary 97. What sets an architecture apart is there: bias (qwen2), head norms
+ * (qwen3), a layer without rotation (smollm3), windows, GELU and norms after (gemma3), windows and
+ * rotation of a part of each head (phi3). float32 or quantised weights.
  */
 #ifndef CR_TEST_TINY_MODEL_H
 #define CR_TEST_TINY_MODEL_H
@@ -22,7 +24,7 @@ enum {
 struct tiny {
     cr_model m;
     struct cr_layer layers[TINY_LAYERS];
-    float freq[TINY_DIM / 2];
+    float freq[2 * TINY_DIM / 2];
     void *owned[128];
     int n_owned;
 };
@@ -59,6 +61,7 @@ static struct tiny *tiny_new(enum cr_arch arch, uint32_t type)
 {
     struct tiny *t = cr_alloc0(1, sizeof *t);
     cr_model *m = &t->m;
+    const bool gemma = arch == CR_ARCH_GEMMA3, phi = arch == CR_ARCH_PHI3;
     const int q = TINY_HEADS * TINY_DIM, kv = TINY_KV_HEADS * TINY_DIM;
     const int shape[CR_LIN_COUNT][2] = {
         {q, TINY_EMBD},       {kv, TINY_EMBD},      {kv, TINY_EMBD},     {TINY_EMBD, q},
@@ -68,7 +71,8 @@ static struct tiny *tiny_new(enum cr_arch arch, uint32_t type)
     m->n_embd = TINY_EMBD;
     m->n_heads = TINY_HEADS;
     m->n_kv_heads = TINY_KV_HEADS;
-    m->head_dim = m->rope_dim = TINY_DIM;
+    m->head_dim = TINY_DIM;
+    m->rope_dim = phi ? 12 : TINY_DIM;
     m->n_ff = TINY_FF;
     m->n_vocab = TINY_VOCAB;
     m->n_ctx_train = 64;
@@ -76,14 +80,16 @@ static struct tiny *tiny_new(enum cr_arch arch, uint32_t type)
     m->kv_dim = kv;
     m->rope_neox = arch != CR_ARCH_LLAMA && arch != CR_ARCH_SMOLLM3;
     m->norm_eps = 1e-5f;
-    m->rope_mscale = 1;
-    m->n_ropes = 1;
-    m->embd_scale = 1;
-    m->attn_scale = 1 / sqrtf(TINY_DIM);
+    m->rope_mscale = phi ? 1.25f : 1;
+    m->n_ropes = gemma ? 2 : 1;
+    m->embd_scale = gemma ? sqrtf(TINY_EMBD) : 1;
+    m->attn_scale = gemma ? 0.3f : 1 / sqrtf(TINY_DIM);
+    m->gelu = gemma;
     m->pages = CR_PAGES_MAP;
     m->rope_freq = t->freq;
-    for (int i = 0; i < TINY_DIM / 2; i++)
-        t->freq[i] = powf(10000, -(float)i / (TINY_DIM / 2));
+    for (int i = 0; i < m->n_ropes * m->rope_dim / 2; i++)
+        t->freq[i] = powf(i < m->rope_dim / 2 ? 10000 : 100,
+                          -(float)(i % (m->rope_dim / 2)) / (float)(m->rope_dim / 2));
     if (cr_kernels_get(&m->k, NULL, NULL)) /* the level of this machine */
         return NULL;
     if (cr_threads_new(&m->threads, 1, NULL))
@@ -98,13 +104,18 @@ static struct tiny *tiny_new(enum cr_arch arch, uint32_t type)
             w->lin[i] = tiny_matrix(t, type, shape[i][0], shape[i][1]);
         w->attn_norm = tiny_vector(t, TINY_EMBD, 1, 0.2);
         w->ffn_norm = tiny_vector(t, TINY_EMBD, 1, 0.2);
-        w->rope = arch == CR_ARCH_SMOLLM3 && l == 1 ? -1 : 0;
+        w->rope = arch == CR_ARCH_SMOLLM3 && l == 1 ? -1 : gemma && l < 2 ? 1 : 0;
+        w->window = phi || (gemma && l < 2) ? 5 : 0;
         if (arch == CR_ARCH_QWEN2) {
             w->bias_q = tiny_vector(t, (size_t)q, 0, 0.3);
             w->bias_k = tiny_vector(t, (size_t)kv, 0, 0.3);
             w->bias_v = tiny_vector(t, (size_t)kv, 0, 0.3);
         }
-        if (arch == CR_ARCH_QWEN3) {
+        if (gemma) {
+            w->attn_post = tiny_vector(t, TINY_EMBD, 1, 0.2);
+            w->ffn_post = tiny_vector(t, TINY_EMBD, 1, 0.2);
+        }
+        if (arch == CR_ARCH_QWEN3 || gemma) {
             w->norm_q = tiny_vector(t, TINY_DIM, 1, 0.2);
             w->norm_k = tiny_vector(t, TINY_DIM, 1, 0.2);
         }
