@@ -2,13 +2,14 @@
 # The short way to everything: `make help`. CMake does the work, in build/.
 SHELL := /bin/bash
 .DEFAULT_GOAL := all
-.PHONY: all deps models demo test cross bench evidence check fuzz asan tsan deb install format help
+.PHONY: all deps models demo test cross mpi bench evidence check fuzz asan tsan deb install format help
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := gcc cmake ninja-build pkg-config libpcre2-dev libutf8proc-dev libjansson-dev liblzma-dev \
   libcurl4-openssl-dev libsqlite3-dev libseccomp-dev libmicrohttpd-dev \
   libcmocka-dev xz-utils unzip groff-base curl ca-certificates openssl
 CHECK_PACKAGES := clang-format clang libclang-rt-14-dev g++ binutils python3 haproxy chromium
+MPI_PACKAGES := libopenmpi-dev openmpi-bin
 CROSS_PACKAGES := qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 DATA_HOME := $(or $(XDG_DATA_HOME),$(HOME)/.local/share)
 DEB_PACKAGES := debhelper dpkg-dev fakeroot lintian
@@ -34,6 +35,11 @@ test: all ## unit, kernel, golden and end-to-end tests
 cross: deps ## kernel tests on other processors, under QEMU: aarch64, an x86-64 without AVX
 	@tools/deps.sh $(CROSS_PACKAGES)
 	@tests/cross.sh
+
+mpi: deps ## training in several processes: builds with MPI in build/mpi and compares with one process
+	@tools/deps.sh $(MPI_PACKAGES)
+	@cmake --preset mpi > /dev/null && cmake --build build/mpi --target crayon test_peers && \
+	  ctest --test-dir build/mpi --output-on-failure -R '^(test_peers|e2e_mpi)$$'
 
 .PHONY: clients
 clients: all ## the official clients against the server (Python, in build/clients)
