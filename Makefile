@@ -7,7 +7,7 @@ SHELL := /bin/bash
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := gcc cmake ninja-build pkg-config libpcre2-dev libutf8proc-dev libjansson-dev liblzma-dev \
   libcurl4-openssl-dev libsqlite3-dev libseccomp-dev libmicrohttpd-dev \
-  libcmocka-dev xz-utils unzip groff-base curl ca-certificates openssl
+  libcmocka-dev locales xz-utils unzip groff-base curl ca-certificates openssl
 CHECK_PACKAGES := clang-format clang libclang-rt-14-dev g++ binutils python3 haproxy chromium
 MPI_PACKAGES := libopenmpi-dev openmpi-bin
 CROSS_PACKAGES := qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross

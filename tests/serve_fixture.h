@@ -22,16 +22,21 @@
 
 static cr_model *model;
 
-static inline int dial(const cr_server *s)
+static inline int dial_port(int port)
 {
     struct sockaddr_in a = {.sin_family = AF_INET,
-                            .sin_port = htons((uint16_t)cr_server_port(s)),
+                            .sin_port = htons((uint16_t)port),
                             .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     struct timeval limit = {.tv_sec = 60};
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
     assert_int_equal(connect(fd, (struct sockaddr *)&a, sizeof a), 0);
     return fd;
+}
+
+static inline int dial(const cr_server *s)
+{
+    return dial_port(cr_server_port(s));
 }
 
 static inline void send_text(int fd, const char *text)

@@ -1,5 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Cursor, buffer, mapping and atomic writer. Only little-endian 64-bit machines are supported. */
+#if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "crayon needs a little-endian machine: model files are read in place"
+#endif
+#if __SIZEOF_POINTER__ < 8
+#error "crayon needs a 64-bit machine: model files are mapped whole"
+#endif
 #include "base/bytes.h"
 
 #include "base/guard.h"
@@ -14,13 +20,6 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "crayon needs a little-endian machine: model files are read in place"
-#endif
-#if SIZE_MAX < UINT64_MAX
-#error "crayon needs a 64-bit machine: model files are mapped whole"
-#endif
 
 struct cr_cursor cr_cursor_make(const void *data, size_t size)
 {

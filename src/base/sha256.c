@@ -148,3 +148,11 @@ void cr_sha256_hex(struct cr_sha256 *s, char hex[65])
         hex[i] = "0123456789abcdef"[(s->h[i / 8] >> (28 - 4 * (i % 8))) & 15];
     hex[64] = '\0';
 }
+
+bool cr_sha256_equal(const char a[64], const char b[64])
+{
+    unsigned differ = 0;
+    for (int i = 0; i < 64; i++)
+        differ |= (unsigned)(a[i] ^ b[i]);
+    return differ == 0;
+}

@@ -18,5 +18,7 @@ void cr_sha256_init(struct cr_sha256 *s);
 void cr_sha256_add(struct cr_sha256 *s, const void *data, size_t n);
 /* 64 lower-case hex digits and a NUL. */
 void cr_sha256_hex(struct cr_sha256 *s, char hex[65]);
+/* Takes the same time wherever the two differ: for digests of keys. */
+bool cr_sha256_equal(const char a[64], const char b[64]);
 
 #endif

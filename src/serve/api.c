@@ -339,8 +339,21 @@ static bool read_sampling(struct cr_reader *in)
 
 bool cr_read_openai(struct cr_reader *in)
 {
-    static const char *const refused[] = {"functions",  "function_call",      "suffix", "audio",
-                                          "prediction", "web_search_options", "grammar"};
+    /* The last are other servers' names for a format: an answer without it would be no answer. */
+    static const char *const refused[] = {"functions",
+                                          "function_call",
+                                          "suffix",
+                                          "audio",
+                                          "prediction",
+                                          "web_search_options",
+                                          "grammar",
+                                          "json_schema",
+                                          "guided_json",
+                                          "guided_regex",
+                                          "guided_grammar",
+                                          "guided_choice",
+                                          "guided_decoding_backend",
+                                          "structured_outputs"};
     static const char *const ignored[] = {"store",
                                           "metadata",
                                           "user",

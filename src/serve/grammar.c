@@ -219,8 +219,10 @@ void cr_row_repeat(struct cr_row *r, uint32_t rule, uint32_t min, uint32_t max)
 void cr_rule_add(struct cr_row *r, uint32_t rule)
 {
     cr_grammar *g = r->g;
-    if (!GROW(g, alternatives, CR_GRAMMAR_MAX_SYMBOLS) || rule >= g->n_rules)
+    if (!GROW(g, alternatives, CR_GRAMMAR_MAX_SYMBOLS) || rule >= g->n_rules) {
+        cr_row_deinit(r);
         return;
+    }
     uint32_t a = (uint32_t)g->n_alternatives++;
     g->alternatives[a] = (struct alternative){.at = (uint32_t)g->n_symbols};
     push(r, END, 0, 0);

@@ -7,6 +7,16 @@
 
 #include <microhttpd.h>
 
+/* connections.c */
+struct cr_connections {
+    struct cr_connection *first, *last; /* those that wait, the longest first */
+    unsigned n, most;
+};
+void cr_connection_opened(struct cr_connections *all, struct MHD_Connection *c, void **context);
+void cr_connection_closed(struct cr_connections *all, void **context);
+/* busy: a whole request is there and is answered. */
+void cr_connection_busy(struct cr_connections *all, struct MHD_Connection *c, bool busy);
+
 struct cr_server {
     struct cr_serve_options opt;
     cr_shelf *shelf;
@@ -17,8 +27,8 @@ struct cr_server {
     bool open_host; /* listens beyond loopback: any Host header is taken */
     char key_hash[65], admin_hash[65];
     atomic_bool draining;
-    atomic_int open_requests, connections;
-    unsigned max_connections;
+    atomic_int open_requests;
+    struct cr_connections connections;
 };
 
 struct cr_route;

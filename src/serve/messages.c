@@ -45,10 +45,11 @@ static bool read_part(struct cr_reader *in, const char *role, json_t *part, stru
     }
     if (type && strcmp(type, "tool_use") == 0) {
         const char *name = json_string_value(json_object_get(part, "name"));
-        char *input = cr_api_string(json_object_get(part, "input"), NULL);
-        bool ok = name && input
-                      ? (!b->len || cr_buf_puts(b, "\n")) && cr_tool_call_text(b, name, input)
-                      : cr_read_bad(in, "messages", "tool_use needs name and input");
+        json_t *v = json_object_get(part, "input");
+        char *input = cr_api_string(v, NULL);
+        bool ok = !name || !v ? cr_read_bad(in, "messages", "tool_use needs name and input")
+                              : input && (!b->len || cr_buf_puts(b, "\n")) &&
+                                    cr_tool_call_text(b, name, input);
         cr_free(input);
         return ok;
     }

@@ -90,18 +90,19 @@ static bool read_message(struct cr_reader *in, json_t *m, size_t i)
     {
         json_t *f = json_object_get(k, "function");
         const char *name = json_string_value(json_object_get(f, "name"));
-        char *arguments = cr_api_string(json_object_get(f, "arguments"), NULL);
-        ok = ok && name && arguments && (!b.len || cr_buf_puts(&b, "\n")) &&
+        json_t *v = json_object_get(f, "arguments");
+        char *arguments = cr_api_string(v, NULL);
+        if (!name || !v)
+            ok = cr_read_bad(in, "messages",
+                             "message %zu: want tool_calls with function name and arguments", i);
+        ok = ok && arguments && (!b.len || cr_buf_puts(&b, "\n")) &&
              cr_tool_call_text(&b, name, arguments);
         cr_free(arguments);
     }
     if (ok)
         return cr_read_add_message(in, roles[r], cr_buf_detach(&b, NULL));
     cr_buf_deinit(&b);
-    return cr_read_bad(in, "messages",
-                       "message %zu: want tool_calls with function name and "
-                       "arguments",
-                       i);
+    return cr_read_no_memory(in);
 }
 
 static bool read_chat(struct cr_reader *in)
@@ -155,8 +156,10 @@ static bool read_generate(struct cr_reader *in)
         else
             cr_free(system);
         system = NULL;
-        ok = ok && cr_read_add_message(in, "user", prompt);
-        prompt = NULL;
+        if (ok) {
+            ok = cr_read_add_message(in, "user", prompt);
+            prompt = NULL;
+        }
     }
     cr_free(system);
     cr_free(prompt);

@@ -104,7 +104,7 @@ static enum MHD_Result get_metrics(cr_server *s, struct MHD_Connection *c, struc
 {
     struct cr_buf b;
     struct cr_metric_facts f = {.waiting = cr_worker_waiting(s->worker),
-                                .connections = atomic_load(&s->connections),
+                                .connections = (int)s->connections.n,
                                 .cpu = cr_model_info(s->opt.model)->cpu};
     f.running = cr_worker_active(s->worker) - f.waiting;
     f.resident_bytes = cr_shelf_bytes(s->shelf, &f.n_palettes);

@@ -24,7 +24,6 @@
 enum {
     MAX_CONNECTIONS = 12000, /* less where the system gives fewer descriptors */
     IDLE_SECONDS = 30,
-    BUSY_SECONDS = 5, /* where most connections are taken */
     CONNECTION_BYTES = 32 * 1024
 };
 
@@ -309,6 +308,7 @@ static enum MHD_Result on_call(void *ud, struct MHD_Connection *c, const char *p
         *n_data = 0;
         return MHD_YES;
     }
+    cr_connection_busy(&s->connections, c, true);
     if (t->too_large)
         return cr_send_error(c, t, 413, NULL, NULL, "the body is larger than this server takes");
     if (t->full)
@@ -321,9 +321,10 @@ static enum MHD_Result on_call(void *ud, struct MHD_Connection *c, const char *p
 static void on_completed(void *ud, struct MHD_Connection *c, void **con_cls,
                          enum MHD_RequestTerminationCode why)
 {
-    (void)c, (void)why;
+    (void)why;
     cr_server *s = ud;
     struct cr_talk *t = *con_cls;
+    cr_connection_busy(&s->connections, c, false);
     if (!t)
         return;
     if (t->job) {
@@ -342,19 +343,14 @@ static void on_completed(void *ud, struct MHD_Connection *c, void **con_cls,
     atomic_fetch_sub(&s->open_requests, 1);
 }
 
-/* Where most connections are taken, idle ones have to go soon, so that others can come. */
-static void on_connection(void *ud, struct MHD_Connection *c, void **socket_context,
+static void on_connection(void *ud, struct MHD_Connection *c, void **context,
                           enum MHD_ConnectionNotificationCode what)
 {
-    (void)socket_context;
     cr_server *s = ud;
-    if (what == MHD_CONNECTION_NOTIFY_CLOSED) {
-        atomic_fetch_sub(&s->connections, 1);
-        return;
-    }
-    int n = atomic_fetch_add(&s->connections, 1);
-    if ((unsigned)n > s->max_connections / 2)
-        MHD_set_connection_option(c, MHD_CONNECTION_OPTION_TIMEOUT, (unsigned)BUSY_SECONDS);
+    if (what == MHD_CONNECTION_NOTIFY_CLOSED)
+        cr_connection_closed(&s->connections, context);
+    else
+        cr_connection_opened(&s->connections, c, context);
 }
 
 /* Percent signs in a path: %00 and %2F stay as they are, so that they match nothing. */
@@ -418,7 +414,7 @@ static enum cr_status listen_on(const char *host, int port, int *fd, int *bound,
     setsockopt(*fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     struct sockaddr_storage got;
     socklen_t got_len = sizeof got;
-    if (bind(*fd, addr, len) != 0 || listen(*fd, 128) != 0 ||
+    if (bind(*fd, addr, len) != 0 || listen(*fd, SOMAXCONN) != 0 ||
         getsockname(*fd, (struct sockaddr *)&got, &got_len) != 0) {
         char what[64];
         snprintf(what, sizeof what, "cannot listen on port %d", port);
@@ -502,7 +498,7 @@ static enum cr_status fill_options(cr_server *s, const struct cr_serve_options *
     if (opt->n_ctx > cr_model_info(opt->model)->n_ctx_train)
         cr_log(CR_LOG_WARN, "a context of %d tokens, but the model was trained for %d", opt->n_ctx,
                cr_model_info(opt->model)->n_ctx_train);
-    s->max_connections = connection_limit();
+    s->connections.most = connection_limit();
     return fill_shelf(s, err);
 }
 
@@ -513,7 +509,7 @@ static enum cr_status start_http(cr_server *s, int *fd, struct cr_error *err)
         on_call, s, MHD_OPTION_EXTERNAL_LOGGER, on_mhd_log, NULL, MHD_OPTION_LISTEN_SOCKET, *fd,
         MHD_OPTION_NOTIFY_COMPLETED, on_completed, s, MHD_OPTION_NOTIFY_CONNECTION, on_connection,
         s, MHD_OPTION_UNESCAPE_CALLBACK, unescape, NULL, MHD_OPTION_CONNECTION_LIMIT,
-        s->max_connections, MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)IDLE_SECONDS,
+        s->connections.most, MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)IDLE_SECONDS,
         MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_BYTES, MHD_OPTION_STRICT_FOR_CLIENT,
         1, MHD_OPTION_END);
     if (!s->daemon)

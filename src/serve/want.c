@@ -35,6 +35,8 @@ static enum cr_status finish(struct cr_compiler *c, bool ok, uint32_t root, cr_g
         cr_schema_refuse(c, "(size)", "the schema is too large");
     else if (ok)
         cr_schema_refuse(c, "(all)", "no instance can match it");
+    else if (!c->e->http)
+        cr_api_error_set(c->e, 503, NULL, NULL, "out of memory");
     enum cr_status status = *out ? CR_OK : CR_UNSUPPORTED;
     cr_grammar_unref(c->g);
     json_decref(c->keep);

@@ -2,6 +2,8 @@
 /* Requests of the OpenAI API as strings: what is read, what is refused and by which name. */
 #include "serve/api.h"
 
+#include "base/mem.h"
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -109,6 +111,9 @@ static void test_refuses_by_name(void **state)
     expect_refused(true, CHAT(",\"lora\":[{\"id\":0}]"), "lora");
     expect_refused(true, CHAT(",\"stream_options\":{}"), "stream_options");
     expect_refused(true, CHAT(",\"seed\":1e400"), "");
+    expect_refused(true, CHAT(",\"guided_regex\":\"a\""), "guided_regex");
+    expect_refused(false, "{\"model\":\"m\",\"prompt\":\"x\",\"json_schema\":{\"a\":1}}",
+                   "json_schema");
     expect_refused(false, "{\"model\":\"m\",\"prompt\":\"x\",\"best_of\":2}", "best_of");
     expect_refused(false, "{\"model\":\"m\"}", "prompt");
     expect_refused(false, "{\"model\":\"m\",\"prompt\":[]}", "prompt");
@@ -120,48 +125,93 @@ static void test_refuses_by_name(void **state)
                    "stream");
 }
 
-/* 32, 33: every integer field at its limits and past them. */
-static void test_attack_33_integer_fields(void **state)
+/* A request of a dialect with one more field at its top or in "options". */
+static bool parse_with(enum cr_api_kind kind, const char *name, const char *value, bool options,
+                       struct cr_api_error *e)
+{
+    static const char *const bodies[CR_API_KINDS] = {
+        [CR_API_CHAT] = "\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"logprobs\":true",
+        [CR_API_COMPLETIONS] = "\"prompt\":\"x\"",
+        [CR_API_RESPONSES] = "\"input\":\"x\"",
+        [CR_API_MESSAGES] = "\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]",
+        [CR_API_OLLAMA_CHAT] = "\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]"};
+    char body[256];
+    struct cr_api_request r;
+    const char *more =
+        kind == CR_API_MESSAGES && strcmp(name, "max_tokens") != 0 ? "\"max_tokens\":1," : "";
+    snprintf(body, sizeof body, "{\"model\":\"m\",%s%s,%s\"%s\":%s%s}", more, bodies[kind],
+             options ? "\"options\":{" : "", name, value, options ? "}" : "");
+    bool ok = cr_api_parse(&r, kind, body, strlen(body), e);
+    cr_api_request_deinit(&r);
+    return ok;
+}
+
+/* 32, 33: every integer field of every dialect at its limits and past them. */
+static void test_attack_32_33_integer_fields(void **state)
 {
     (void)state;
+    enum { TOKENS = 1 << 20 };
     static const struct {
-        bool chat;
+        enum cr_api_kind kind;
         const char *name;
         long long min, max;
-    } fields[] = {{true, "max_tokens", 1, 1 << 20},    {true, "max_completion_tokens", 1, 1 << 20},
-                  {false, "max_tokens", 0, 1 << 20},   {true, "n", 1, CR_API_MAX_N},
-                  {true, "top_k", 0, 1 << 20},         {false, "logprobs", 0, CR_API_MAX_TOP},
-                  {true, "seed", INT64_MIN, INT64_MAX}};
+        bool options;
+    } fields[] = {{CR_API_CHAT, "max_tokens", 1, TOKENS, false},
+                  {CR_API_CHAT, "max_completion_tokens", 1, TOKENS, false},
+                  {CR_API_CHAT, "n", 1, CR_API_MAX_N, false},
+                  {CR_API_CHAT, "top_k", 0, TOKENS, false},
+                  {CR_API_CHAT, "top_logprobs", 0, CR_API_MAX_TOP, false},
+                  {CR_API_CHAT, "seed", INT64_MIN, INT64_MAX, false},
+                  {CR_API_COMPLETIONS, "max_tokens", 0, TOKENS, false},
+                  {CR_API_COMPLETIONS, "logprobs", 0, CR_API_MAX_TOP, false},
+                  {CR_API_COMPLETIONS, "n", 1, CR_API_MAX_N, false},
+                  {CR_API_RESPONSES, "max_output_tokens", 1, TOKENS, false},
+                  {CR_API_MESSAGES, "max_tokens", 1, TOKENS, false},
+                  {CR_API_MESSAGES, "top_k", 0, TOKENS, false},
+                  {CR_API_OLLAMA_CHAT, "num_predict", -2, TOKENS, true},
+                  {CR_API_OLLAMA_CHAT, "repeat_last_n", -1, 1024, true},
+                  {CR_API_OLLAMA_CHAT, "top_k", 0, TOKENS, true},
+                  {CR_API_OLLAMA_CHAT, "seed", INT64_MIN, INT64_MAX, true}};
+    static const char *const odd[] = {"1.5",   "\"5\"",  "true", "[1]", "{}", "9223372036854775808",
+                                      "1e400", "-1e400", "1e2",  "01"};
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
-        const long long less = fields[i].min > INT64_MIN ? fields[i].min - 1 : INT64_MIN;
-        const long long values[] = {INT64_MIN,     -1,       0, 1, less, fields[i].min,
-                                    fields[i].max, INT64_MAX};
+        const long long min = fields[i].min, max = fields[i].max;
+        const long long values[] = {INT64_MIN, min > INT64_MIN ? min - 1 : min, min,      -1, 0, 1,
+                                    max,       max < INT64_MAX ? max + 1 : max, INT64_MAX};
+        struct cr_api_error e;
+        char text[32];
         for (size_t k = 0; k < sizeof values / sizeof *values; k++) {
-            char body[256];
-            struct cr_api_request r;
-            struct cr_api_error e;
-            bool good = values[k] >= fields[i].min && values[k] <= fields[i].max;
-            snprintf(body, sizeof body,
-                     fields[i].chat ? "{\"model\":\"m\",\"messages\":[{\"role\":\"user\","
-                                      "\"content\":\"x\"}],\"%s\":%lld}"
-                                    : "{\"model\":\"m\",\"prompt\":\"x\",\"%s\":%lld}",
-                     fields[i].name, values[k]);
-            if (cr_api_parse(&r, fields[i].chat ? CR_API_CHAT : CR_API_COMPLETIONS, body,
-                             strlen(body), &e) != good)
-                fail_msg("%s: %s", body, good ? e.msg : "accepted");
-            if (!good && strcmp(e.param, fields[i].name) != 0)
-                fail_msg("%s: param %s", body, e.param);
-            cr_api_request_deinit(&r);
+            bool good = values[k] >= min && values[k] <= max;
+            snprintf(text, sizeof text, "%lld", values[k]);
+            if (parse_with(fields[i].kind, fields[i].name, text, fields[i].options, &e) != good)
+                fail_msg("%s: %s: %s", fields[i].name, text, good ? e.msg : "accepted");
+            if (!good && (e.http != 400 || strcmp(e.param, fields[i].name) != 0))
+                fail_msg("%s: %s: http %d, param %s", fields[i].name, text, e.http, e.param);
         }
-        char wrong[256];
-        for (int k = 0; k < 2; k++) {
-            snprintf(wrong, sizeof wrong,
-                     "{\"model\":\"m\",\"prompt\":\"x\",\"messages\":[{\"role\":"
-                     "\"user\",\"content\":\"x\"}],\"%s\":%s}",
-                     fields[i].name, k ? "1.5" : "\"5\"");
-            expect_refused(fields[i].chat, wrong, fields[i].name);
+        for (size_t k = 0; k < sizeof odd / sizeof *odd; k++) {
+            if (parse_with(fields[i].kind, fields[i].name, odd[k], fields[i].options, &e))
+                fail_msg("%s: %s: accepted", fields[i].name, odd[k]);
+            assert_int_equal(e.http, 400);
         }
+        assert_int_equal(parse_with(fields[i].kind, fields[i].name, "-0", fields[i].options, &e),
+                         min <= 0);
     }
+}
+
+/* 22, 25: there is no language of grammars to attack; a request that brings one is refused. */
+static void test_attack_22_grammars_are_refused(void **state)
+{
+    (void)state;
+    struct cr_buf b;
+    cr_buf_init(&b, 1 << 20);
+    cr_buf_puts(&b, "{\"model\":\"m\",\"prompt\":\"x\",\"grammar\":\"root ::= ");
+    for (int i = 0; i < 60000; i++)
+        cr_buf_puts(&b, "(");
+    cr_buf_puts(&b, "\"}");
+    expect_refused(false, b.data, "grammar");
+    cr_buf_deinit(&b);
+    expect_refused(true, CHAT(",\"grammar\":\"root ::= root | root\""), "grammar");
+    expect_refused(true, CHAT(",\"grammar\":\"root ::= [a]{0,2147483648}\""), "grammar");
 }
 
 static void test_dialects_become_one_request(void **state)
@@ -216,7 +266,7 @@ static void test_dialects_become_one_request(void **state)
     }
 }
 
-static void test_refuses_invalid_utf8_and_deep_json(void **state)
+static void test_attack_29_30_invalid_utf8_and_deep_json(void **state)
 {
     (void)state;
     expect_refused(true, CHAT(",\"user\":\"\xff\""), "");
@@ -226,6 +276,56 @@ static void test_refuses_invalid_utf8_and_deep_json(void **state)
         cr_buf_puts(&b, "[");
     expect_refused(true, b.data, "");
     cr_buf_deinit(&b);
+}
+
+/* 53: whichever allocation fails while a request is read, it says so, and nothing is lost. */
+static void test_attack_53_out_of_memory(void **state)
+{
+    (void)state;
+    static const struct {
+        enum cr_api_kind kind;
+        const char *body;
+    } cases[] = {
+        {CR_API_CHAT,
+         CHAT(",\"stop\":[\"a\",\"b\"],\"logit_bias\":{\"1\":2},\"user\":\"u\",\"tools\":[{"
+              "\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{}}}],"
+              "\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":\"f\"}},"
+              "\"lora\":[{\"id\":0,\"scale\":1}],\"crayon\":{\"route\":\"device\","
+              "\"adapters\":[\"p\"]}")},
+        {CR_API_COMPLETIONS, "{\"model\":\"m\",\"prompt\":[\"a\",\"b\"],\"stop\":\"x\"}"},
+        {CR_API_COMPLETIONS, "{\"model\":\"m\",\"prompt\":[[1,2],[3]]}"},
+        {CR_API_RESPONSES,
+         "{\"model\":\"m\",\"instructions\":\"s\",\"input\":[{\"type\":\"function_call\","
+         "\"call_id\":\"c\",\"name\":\"f\",\"arguments\":\"{}\"},{\"type\":\"function_"
+         "call_output\",\"call_id\":\"c\",\"output\":\"r\"}]}"},
+        {CR_API_MESSAGES,
+         "{\"model\":\"m\",\"system\":\"s\",\"max_tokens\":9,\"messages\":[{\"role\":"
+         "\"assistant\",\"content\":[{\"type\":\"tool_use\",\"id\":\"c\",\"name\":\"f\","
+         "\"input\":{\"a\":1}}]},{\"role\":\"user\",\"content\":[{\"type\":\"tool_result\","
+         "\"tool_use_id\":\"c\",\"content\":\"r\"},{\"type\":\"text\",\"text\":\"t\"}]}]}"},
+        {CR_API_OLLAMA_CHAT,
+         "{\"model\":\"m\",\"messages\":[{\"role\":\"tool\",\"content\":\"r\"}],"
+         "\"options\":{\"stop\":[\"a\"]}}"},
+        {CR_API_OLLAMA_GENERATE, "{\"model\":\"m\",\"prompt\":\"x\",\"system\":\"s\"}"},
+        {CR_API_EMBEDDINGS,
+         "{\"model\":\"m\",\"input\":[\"a\",\"b\"],\"encoding_format\":\"base64\"}"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        size_t before = cr_mem_now(), n = 1;
+        for (bool ok = false; !ok; n++) {
+            struct cr_api_request r;
+            struct cr_api_error e;
+            assert_true(n < 1000);
+            cr_mem_fail_at(n, true);
+            ok = cr_api_parse(&r, cases[i].kind, cases[i].body, strlen(cases[i].body), &e);
+            cr_mem_fail_at(0, false);
+            if (!ok && (e.http != 503 || !e.msg[0]))
+                fail_msg("case %zu, allocation %zu: %d %s", i, n, e.http, e.msg);
+            cr_api_request_deinit(&r);
+            if (cr_mem_now() != before)
+                fail_msg("case %zu, allocation %zu: %zu bytes stay", i, n, cr_mem_now() - before);
+        }
+        assert_true(n > 3);
+    }
 }
 
 static void test_text_is_always_valid(void **state)
@@ -245,9 +345,11 @@ int main(void)
         cmocka_unit_test(test_reads_a_chat_request),
         cmocka_unit_test(test_reads_prompts_in_four_forms),
         cmocka_unit_test(test_refuses_by_name),
-        cmocka_unit_test(test_attack_33_integer_fields),
+        cmocka_unit_test(test_attack_32_33_integer_fields),
+        cmocka_unit_test(test_attack_22_grammars_are_refused),
         cmocka_unit_test(test_dialects_become_one_request),
-        cmocka_unit_test(test_refuses_invalid_utf8_and_deep_json),
+        cmocka_unit_test(test_attack_29_30_invalid_utf8_and_deep_json),
+        cmocka_unit_test(test_attack_53_out_of_memory),
         cmocka_unit_test(test_text_is_always_valid),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -210,6 +210,45 @@ static void test_recognise(void **state)
     assert_int_equal(cr_chat_by_name("unknown"), CR_CHAT_UNKNOWN);
 }
 
+/* 21: a template is looked at, never run: loops, doubling, attribute walks and missing variables
+ * cost no more than their length, and nobody's text becomes a template. */
+static void test_attack_21_templates_are_not_run(void **state)
+{
+    (void)state;
+    static const char *const evil[] = {
+        "{% for a in range(1000000000) %}{% for b in range(1000000000) %}x{% endfor %}{% endfor %}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{{ 'x' * 1000000000 }}",
+        "{% set s = 'x' %}{% for i in range(64) %}{% set s = s + s %}{% endfor %}{{ s }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ no_such_variable.attribute[9] }}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}"};
+    for (size_t i = 0; i < sizeof evil / sizeof *evil; i++) {
+        assert_int_equal(cr_chat_recognise(str(evil[i])), CR_CHAT_UNKNOWN);
+        /* Behind the marks of a known one: that one, as it is written here. */
+        char text[256];
+        snprintf(text, sizeof text, "{{ '<|im_start|>' + m.role }}%s", evil[i]);
+        assert_int_equal(cr_chat_recognise(str(text)), CR_CHAT_CHATML);
+        char *system = cr_chat_default_system(CR_CHAT_CHATML, str(text));
+        assert_string_equal(system, "");
+        cr_free(system);
+    }
+    enum { N = 1 << 20 };
+    char *big = malloc(N + 1);
+    assert_non_null(big);
+    for (size_t i = 0; i < N; i += 2)
+        memcpy(big + i, "{{", 2);
+    big[N] = '\0';
+    assert_int_equal(cr_chat_recognise(str(big)), CR_CHAT_UNKNOWN);
+    for (size_t i = 0; i + 12 <= N; i += 12)
+        memcpy(big + i, "<|im_start|>", 12);
+    assert_int_equal(cr_chat_recognise(str(big)), CR_CHAT_CHATML);
+    char *system = cr_chat_default_system(CR_CHAT_CHATML, str(big));
+    assert_string_equal(system, "");
+    cr_free(system);
+    free(big);
+}
+
 static void check_default(const char *text, const char *want)
 {
     char *got = cr_chat_default_system(CR_CHAT_CHATML, str(text));
@@ -309,9 +348,13 @@ static void test_out_of_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_golden_toy),     cmocka_unit_test(test_golden_crayon_15m),
-        cmocka_unit_test(test_golden_smollm),  cmocka_unit_test(test_recognise),
-        cmocka_unit_test(test_default_system), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_golden_toy),
+        cmocka_unit_test(test_golden_crayon_15m),
+        cmocka_unit_test(test_golden_smollm),
+        cmocka_unit_test(test_recognise),
+        cmocka_unit_test(test_attack_21_templates_are_not_run),
+        cmocka_unit_test(test_default_system),
+        cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

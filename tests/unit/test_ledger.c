@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* route/ledger.c: rows, kill -9 (attack 50), full disk and unwritable homes (51), two processes
- * (52). */
+/* route/ledger.c: rows, kill -9 (attack 50), full disk and unwritable homes (51), two
+ * processes (52), locales (59). */
+#include "locale_fixture.h"
+
 #include "base/bytes.h"
 #include "base/mem.h"
 #include "route/ledger.h"
 #include "route/ledger_text.h"
 
-#include <locale.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -344,7 +345,7 @@ static void test_version_1_is_widened(void **state)
     cr_ledger_close(l);
 }
 
-static void test_texts(void **state)
+static void test_59_texts(void **state)
 {
     (void)state;
     struct cr_ledger_row row = {.id = 7,
@@ -363,8 +364,7 @@ static void test_texts(void **state)
                                 .duration_ms = -1};
     struct cr_buf b;
     cr_buf_init(&b, 4096);
-    setlocale(LC_ALL,
-              "de_DE.UTF-8"); /* attack 59; where it is not installed this changes nothing */
+    speak_german(); /* attack 59 */
     assert_true(cr_ledger_csv(&b, &row) && cr_buf_add(&b, "", 1));
     assert_string_equal(b.data, "7,2026-01-02T03:04:05.678Z,\"'=cmd()\",\"https://a/\"\"b\"\",c\","
                                 "\"m\xff\n\",,ok,10,,3,,1,0.25,\r\n");
@@ -453,7 +453,7 @@ static void *write_rows(void *ud)
     return NULL;
 }
 
-static void test_threads_and_processes_share(void **state)
+static void test_52_threads_and_processes_share(void **state)
 {
     (void)state;
     pid_t pid = fork();
@@ -490,11 +490,11 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_54_odd_times, make, clean),
         cmocka_unit_test_setup_teardown(test_spent, make, clean),
         cmocka_unit_test_setup_teardown(test_version_1_is_widened, make, clean),
-        cmocka_unit_test_setup_teardown(test_texts, make, clean),
+        cmocka_unit_test_setup_teardown(test_59_texts, make, clean),
         cmocka_unit_test_setup_teardown(test_51_full_disk_refuses, make, clean),
         cmocka_unit_test_setup_teardown(test_51_bad_places_refuse, make, clean),
         cmocka_unit_test(test_default_path),
-        cmocka_unit_test_setup_teardown(test_threads_and_processes_share, make, clean),
+        cmocka_unit_test_setup_teardown(test_52_threads_and_processes_share, make, clean),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

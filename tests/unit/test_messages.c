@@ -2,9 +2,13 @@
 /* What may reach a terminal, and when there are colours. */
 #include "messages.h"
 
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -57,12 +61,48 @@ static void test_colours(void **state)
     assert_false(cr_color_wanted(true, "1", "1", "xterm")); /* the refusal wins */
 }
 
+/* 41: what a model writes cannot drive the terminal; into a file it goes as it is. */
+static void test_attack_41_answers_on_a_terminal(void **state)
+{
+    (void)state;
+    static const char evil[] = "a\x1b[2J\x1b]0;t\x07\xc2\x9b"
+                               "1mb";
+    for (int tty = 0; tty < 2; tty++) {
+        int fds[2] = {-1, -1};
+        if (tty) {
+            fds[0] = posix_openpt(O_RDWR | O_NOCTTY);
+            assert_true(fds[0] >= 0 && grantpt(fds[0]) == 0 && unlockpt(fds[0]) == 0);
+            fds[1] = open(ptsname(fds[0]), O_RDWR | O_NOCTTY);
+        } else {
+            assert_int_equal(pipe(fds), 0);
+        }
+        assert_true(fds[1] >= 0);
+        pid_t pid = fork();
+        if (pid == 0) {
+            dup2(fds[1], STDOUT_FILENO);
+            cr_msg_init();
+            cr_out_text(evil, sizeof evil - 1);
+            _exit(cr_out_failed());
+        }
+        char got[64] = "";
+        ssize_t n = read(fds[0], got, sizeof got - 1);
+        int st;
+        assert_int_equal(waitpid(pid, &st, 0), pid);
+        assert_true(WIFEXITED(st) && WEXITSTATUS(st) == 0 && n > 4);
+        assert_int_equal(strchr(got, 0x1b) != NULL, !tty);
+        assert_int_equal(strstr(got, "\xc2\x9b") != NULL, !tty);
+        close(fds[0]);
+        close(fds[1]);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_control_characters_are_replaced),
         cmocka_unit_test(test_broken_utf8_is_replaced),
         cmocka_unit_test(test_colours),
+        cmocka_unit_test(test_attack_41_answers_on_a_terminal),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,6 +2,7 @@
 /* JSON schemas as grammars: what is let through, what is not, what is refused by which name. */
 #include "serve/schema.h"
 
+#include "base/mem.h"
 #include "base/rng.h"
 
 #include <setjmp.h>
@@ -152,7 +153,7 @@ static void test_patterns(void **state)
 
 /* 23: cyclic $ref, "^+", look-behind, "(((...", enum of 10^5, minLength 2^31; 25: all fail closed.
  */
-static void test_attack_23_schemas_are_refused_by_name(void **state)
+static void test_attack_23_24_25_schemas_are_refused_by_name(void **state)
 {
     (void)state;
     expect_refused("{\"$ref\":\"#\"}", "$ref");
@@ -168,6 +169,7 @@ static void test_attack_23_schemas_are_refused_by_name(void **state)
     expect_refused("{\"type\":\"string\",\"pattern\":\"(a)\\\\1\"}", "pattern");
     expect_refused("{\"type\":\"string\",\"pattern\":\"(a*)*\"}", "pattern");
     expect_refused("{\"type\":\"string\",\"pattern\":\"a{1,99999999999}\"}", "pattern");
+    expect_refused("{\"type\":\"string\",\"pattern\":\"a{0,2147483648}\"}", "pattern");
     expect_refused("{\"type\":\"string\",\"pattern\":\"[z-a]\"}", "pattern");
     expect_refused("{\"type\":\"string\",\"minLength\":2147483648}", "minLength");
     expect_refused("{\"type\":\"string\",\"minLength\":-1}", "minLength");
@@ -239,13 +241,51 @@ static void test_attack_22_depth_and_size_end_in_errors(void **state)
     cr_buf_deinit(&b);
 }
 
+/* 53: whichever allocation fails while a schema is compiled, it is an error, never a looser
+ * grammar. */
+static void test_attack_53_out_of_memory(void **state)
+{
+    (void)state;
+    json_t *schema = json_loads(
+        "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"integer\",\"minimum\":-7,"
+        "\"maximum\":1234},"
+        "\"b\":{\"enum\":[\"x\",\"xy\",3]},\"c\":{\"$ref\":\"#/$defs/"
+        "c\"},\"d\":{\"type\":\"string\",\"pattern\":"
+        "\"^[a-c]{2,3}(-\\\\d+|_)?$\"}},\"required\":[\"a\",\"b\"],\"additionalProperties\":false,"
+        "\"$defs\":{\"c\":{\"type\":\"array\",\"items\":{\"type\":\"number\",\"minimum\":0},"
+        "\"maxItems\":3}}}",
+        0, NULL);
+    assert_non_null(schema);
+    size_t before = cr_mem_now(), n = 1;
+    for (cr_grammar *g = NULL; !g; n++) {
+        struct cr_api_error e;
+        assert_true(n < 100000);
+        cr_mem_fail_at(n, true);
+        enum cr_status status = cr_schema_compile(&g, schema, "schema", &e);
+        cr_mem_fail_at(0, false);
+        assert_int_equal(status == CR_OK, g != NULL);
+        if (g) {
+            assert_false(accepts(g, "{\"a\":1235,\"b\":3}"));
+            assert_true(accepts(g, "{\"a\":1234,\"b\":\"xy\"}"));
+            cr_grammar_unref(g);
+            break;
+        }
+        if (e.http < 400 || !e.msg[0])
+            fail_msg("allocation %zu: %d %s", n, e.http, e.msg);
+        assert_int_equal(cr_mem_now(), before);
+    }
+    assert_true(n > 10);
+    json_decref(schema);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_values_objects_and_arrays),
         cmocka_unit_test(test_integer_bounds_are_exact),
         cmocka_unit_test(test_patterns),
-        cmocka_unit_test(test_attack_23_schemas_are_refused_by_name),
+        cmocka_unit_test(test_attack_23_24_25_schemas_are_refused_by_name),
+        cmocka_unit_test(test_attack_53_out_of_memory),
         cmocka_unit_test(test_attack_22_depth_and_size_end_in_errors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

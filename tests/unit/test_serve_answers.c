@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Answers of a live server: options, tools, schemas, palettes, the cache, and many at a time. */
+#include "locale_fixture.h"
 #include "serve_fixture.h"
 
 #include "adapt/palette.h"
@@ -412,6 +413,53 @@ static void test_attack_48_callers_share_no_cache(void **state)
     cr_server_stop(s, 1000);
 }
 
+/* Processor seconds of one answer about the i-th long prompt. */
+static double seconds_of(cr_server *s, int i, const char *key)
+{
+    struct cr_buf b;
+    struct timespec from, to;
+    cr_buf_init(&b, 1 << 16);
+    cr_buf_printf(&b, "{\"model\":\"m\",\"max_tokens\":1,\"prompt\":\"Story %d.", i);
+    for (int k = 0; k < 180; k++)
+        cr_buf_puts(&b, " A ship");
+    cr_buf_puts(&b, "\"}");
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &from);
+    json_decref(ask_with(s, "/v1/completions", key, b.data));
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &to);
+    cr_buf_deinit(&b);
+    return (double)(to.tv_sec - from.tv_sec) + 1e-9 * (double)(to.tv_nsec - from.tv_nsec);
+}
+
+static int by_size(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* 48: what another caller has asked before cannot be seen in the time that an answer takes. */
+static void test_attack_48_time_tells_nothing_of_others(void **state)
+{
+    (void)state;
+    enum { ROUNDS = 7 };
+    double first[ROUNDS], other[ROUNDS], again[ROUNDS];
+    cr_server *s = start_with((struct cr_serve_options){.parallel = 4});
+    seconds_of(s, -1, "one");
+    for (int i = 0; i < ROUNDS; i++) {
+        first[i] = seconds_of(s, i, "one");
+        other[i] = seconds_of(s, i, "two");
+        again[i] = seconds_of(s, i, "one");
+    }
+    cr_server_stop(s, 1000);
+    qsort(first, ROUNDS, sizeof *first, by_size);
+    qsort(other, ROUNDS, sizeof *other, by_size);
+    qsort(again, ROUNDS, sizeof *again, by_size);
+    double f = first[ROUNDS / 2], o = other[ROUNDS / 2], a = again[ROUNDS / 2];
+    print_message("first %.1f ms, another caller %.1f, the first again %.1f\n", 1e3 * f, 1e3 * o,
+                  1e3 * a);
+    assert_true(a < 0.5 * f); /* a hit can be seen, so the rest means something */
+    assert_true(o > 0.75 * f && o < 1.33 * f);
+}
+
 static void test_palettes_are_replaced_without_dropping_streams(void **state)
 {
     (void)state;
@@ -528,6 +576,32 @@ static void test_attack_40_metrics(void **state)
     cr_server_stop(s, 1000);
 }
 
+/* 59: a decimal comma of the process's locale gets into no body and no metric. */
+static void test_attack_59_decimal_commas(void **state)
+{
+    (void)state;
+    static const char *const bodies[] = {
+        "{\"model\":\"m\",\"prompt\":\"x\",\"temperature\":0.5,\"logprobs\":1,\"max_tokens\":3}",
+        "{\"model\":\"m\",\"input\":\"x\",\"encoding_format\":\"float\"}"};
+    cr_server *s = start_with((struct cr_serve_options){0});
+    char *replies[3];
+    assert_true(speak_german() || !setlocale(LC_ALL, "de_DE.UTF-8"));
+    for (int i = 0; i < 2; i++)
+        replies[i] = post(s, i ? "/v1/embeddings" : "/v1/completions", bodies[i]);
+    replies[2] =
+        exchange(s, "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    setlocale(LC_ALL, "C");
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(status_of(replies[i]), 200);
+        for (const char *p = replies[i]; (p = strchr(p, ',')); p++) /* as in 0,5 */
+            assert_false(strchr("0123456789", p[-1]) && strchr("0123456789", p[1]) && i == 2);
+        if (i < 2)
+            json_decref(body_of(replies[i]));
+        cr_free(replies[i]);
+    }
+    cr_server_stop(s, 1000);
+}
+
 #define EXAMPLES                                                                                   \
     "[{\"question\":\"what is the weather in lisbon\",\"answer\":\"weather\"},{\"question\":\"is " \
     "it "                                                                                          \
@@ -601,10 +675,12 @@ int main(void)
         cmocka_unit_test(test_schema_answers_parse),
         cmocka_unit_test(test_attack_49_mixtures_equal_cold_runs),
         cmocka_unit_test(test_attack_48_callers_share_no_cache),
+        cmocka_unit_test(test_attack_48_time_tells_nothing_of_others),
         cmocka_unit_test(test_palettes_are_replaced_without_dropping_streams),
         cmocka_unit_test(test_blends_from_examples),
         cmocka_unit_test(test_attack_39_admin_routes),
         cmocka_unit_test(test_attack_40_metrics),
+        cmocka_unit_test(test_attack_59_decimal_commas),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

@@ -4,6 +4,7 @@
 #include "serve_fixture.h"
 
 #include <sys/resource.h>
+#include <sys/wait.h>
 
 static void expect_alive(const cr_server *s)
 {
@@ -15,10 +16,13 @@ static void expect_alive(const cr_server *s)
     assert_true(b.tv_sec - a.tv_sec < 10);
 }
 
-/* Sends bytes and hangs up; whatever comes back is dropped. Returns the status, -1 for none. */
+/* Sends bytes and hangs up; whatever comes back is dropped. Returns the status, -1 for none (an
+ * unfinished request may wait for its rest). */
 static int throw_bytes(const cr_server *s, const char *bytes, size_t n)
 {
     int fd = dial(s);
+    struct timeval limit = {.tv_sec = 3};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
     for (size_t at = 0; at < n;) {
         ssize_t k = send(fd, bytes + at, n - at, MSG_NOSIGNAL);
         if (k <= 0)
@@ -46,9 +50,10 @@ static bool is_refusal(int status)
 static void test_attack_26_slow_and_idle_connections(void **state)
 {
     (void)state;
-    enum { N = 1000 };
+    enum { N = 10000 };
     struct rlimit r;
-    int fds[N], n = 0;
+    static int fds[N];
+    int n = 0;
     getrlimit(RLIMIT_NOFILE, &r);
     cr_server *s = start(0, NULL);
     getrlimit(RLIMIT_NOFILE, &r); /* the server has raised it */
@@ -68,6 +73,71 @@ static void test_attack_26_slow_and_idle_connections(void **state)
         close(fds[--n]);
     expect_alive(s);
     cr_server_stop(s, 1000);
+}
+
+/* A server of its own process, with few descriptors, until stop_fd is closed. */
+static int serve_with_few_descriptors(int *stop_fd, pid_t *pid)
+{
+    int ready[2], stop[2], port = 0;
+    assert_true(pipe(ready) == 0 && pipe(stop) == 0);
+    *pid = fork();
+    if (*pid == 0) {
+        struct rlimit few = {.rlim_cur = 300, .rlim_max = 300};
+        struct cr_serve_options opt = {.model_name = "m", .n_ctx = 64};
+        cr_model *own;
+        cr_server *s;
+        char byte;
+        close(stop[1]);
+        if (cr_model_open(&own, CR_SOURCE_DIR "/tests/data/stories260K.gguf",
+                          &(struct cr_model_options){.n_threads = 1}, NULL) != CR_OK)
+            _exit(1);
+        opt.model = own;
+        setrlimit(RLIMIT_NOFILE, &few);
+        if (cr_server_start(&s, &opt, NULL) != CR_OK)
+            _exit(2);
+        port = cr_server_port(s);
+        if (write(ready[1], &port, sizeof port) != sizeof port || read(stop[0], &byte, 1) != 0)
+            _exit(3);
+        cr_server_stop(s, 1000);
+        cr_model_close(own);
+        _exit(0);
+    }
+    close(stop[0]);
+    close(ready[1]);
+    assert_int_equal(read(ready[0], &port, sizeof port), sizeof port);
+    close(ready[0]);
+    *stop_fd = stop[1];
+    return port;
+}
+
+/* 26: whoever fills all places and keeps each of them alive with a byte now and then is turned out
+ * for those who come after. */
+static void test_attack_26_dripping_connections_make_room(void **state)
+{
+    (void)state;
+    enum { N = 600 };
+    static int fds[N];
+    int stop, st;
+    pid_t pid;
+    int port = serve_with_few_descriptors(&stop, &pid);
+    for (int i = 0; i < N; i++) {
+        fds[i] = dial_port(port);
+        send(fds[i], "GET /health HTTP/1.1\r\nX: ", 25, MSG_NOSIGNAL);
+        for (int k = 0; i % 50 == 49 && k <= i; k++)
+            send(fds[k], "x", 1, MSG_NOSIGNAL);
+        if (i % 50 == 49) {
+            struct timeval limit = {.tv_sec = 5};
+            int fd = dial_port(port);
+            setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+            send_text(fd, "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+            expect_status(read_all(fd), 200);
+        }
+    }
+    for (int i = 0; i < N; i++)
+        close(fds[i]);
+    close(stop);
+    assert_int_equal(waitpid(pid, &st, 0), pid);
+    assert_true(WIFEXITED(st) && WEXITSTATUS(st) == 0);
 }
 
 /* 27: what is not HTTP, or two requests in one. */
@@ -114,6 +184,8 @@ static void test_attack_27_malformed_requests(void **state)
         if (!is_refusal(status) && status != 505)
             fail_msg("%s: %d", bad[i], status);
     }
+    static const char nul[] = "GET /v1/\0models HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    assert_true(is_refusal(throw_bytes(s, nul, sizeof nul - 1)));
     char reply[] = "GET /v1/models/x%0d%0aX-Injected:%20yes HTTP/1.1\r\nHost: "
                    "localhost\r\nConnection: close\r\n\r\n";
     char *got = exchange(s, reply);
@@ -124,7 +196,7 @@ static void test_attack_27_malformed_requests(void **state)
 }
 
 /* 28, 35: large bodies and prompts end early, and in little time. */
-static void test_attack_35_large_prompts(void **state)
+static void test_attack_28_35_large_prompts(void **state)
 {
     (void)state;
     cr_server *s = start(0, NULL);
@@ -156,8 +228,8 @@ static void test_attack_35_large_prompts(void **state)
     cr_server_stop(s, 1000);
 }
 
-/* 29, 36: nesting and counts. */
-static void test_attack_36_large_counts(void **state)
+/* 29 to 31, 36: nesting, broken text, keys that come twice, counts. */
+static void test_attack_29_30_31_36_large_counts(void **state)
 {
     (void)state;
     cr_server *s = start(0, NULL);
@@ -167,6 +239,13 @@ static void test_attack_36_large_counts(void **state)
     for (int i = 0; i < 100000; i++)
         cr_buf_puts(&b, "[");
     expect_status(post(s, "/v1/completions", b.data), 400);
+    for (int i = 0; i < 100000; i++)
+        cr_buf_puts(&b, "]");
+    cr_buf_puts(&b, "}"); /* the same, and whole */
+    expect_status(post(s, "/v1/completions", b.data), 400);
+    expect_status(post(s, "/v1/completions", "{\"model\":\"m\",\"prompt\":\"\xc3\x28\"}"), 400);
+    expect_status(post(s, "/v1/completions", "{\"model\":\"m\",\"prompt\":\"\xed\xa0\x80\"}"), 400);
+    expect_status(post(s, "/v1/completions", "{\"model\":\"m\",\"prompt\":\"\\ud800\"}"), 400);
     b.len = 0;
     cr_buf_puts(&b, "{\"model\":\"m\",\"prompt\":\"x\",\"stop\":[\"a\"");
     for (int i = 0; i < 100000; i++)
@@ -208,6 +287,60 @@ static void test_attack_21_text_is_no_control_token(void **state)
     assert_int_equal(json_integer_value(json_object_get(v, "count")), 1);
     json_decref(v);
     cr_free(reply);
+    cr_server_stop(s, 1000);
+}
+
+/* 37: web pages cannot reach the server: not by another name for this machine, not by a form, not
+ * by asking first. */
+static void test_attack_37_pages_of_others(void **state)
+{
+    (void)state;
+    cr_server *s = start(0, NULL);
+    static const struct {
+        const char *headers;
+        int status;
+    } cases[] = {{"Host: localhost", 200},
+                 {"Host: 127.0.0.1:8080", 200},
+                 {"Host: [::1]:8080", 200},
+                 {"Host: evil.example", 403},
+                 {"Host: localhost.evil.example", 403},
+                 {"Host: evil.example:8080", 403},
+                 {"Host: 127.0.0.1.evil.example", 403},
+                 {"Host: localhost@evil.example", 403},
+                 {"Host: 0.0.0.0", 403},
+                 {"Host: ", 403},
+                 {"Host: [::1", 403},
+                 {"Host: localhost\r\nOrigin: http://localhost:8080", 200},
+                 {"Host: localhost\r\nOrigin: http://evil.example", 403},
+                 {"Host: localhost\r\nOrigin: http://localhost.evil.example", 403},
+                 {"Host: localhost\r\nOrigin: null", 403},
+                 {"Host: localhost\r\nOrigin: *", 403},
+                 {"Host: localhost\r\nOrigin: http://evil.example/localhost", 403}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char request[256];
+        snprintf(request, sizeof request,
+                 "GET /v1/models HTTP/1.1\r\n%s\r\nConnection: close\r\n\r\n", cases[i].headers);
+        char *reply = exchange(s, request);
+        assert_null(strcasestr(reply, "Access-Control-"));
+        if (status_of(reply) != cases[i].status)
+            fail_msg("%s: %.40s", cases[i].headers, reply);
+        cr_free(reply);
+    }
+    char *reply = exchange(s, "OPTIONS /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nOrigin: "
+                              "http://evil.example\r\nAccess-Control-Request-Method: POST\r\n"
+                              "Connection: close\r\n\r\n");
+    assert_null(strcasestr(reply, "Access-Control-"));
+    expect_status(reply, 403);
+    static const char *const types[] = {"text/plain", "application/x-www-form-urlencoded",
+                                        "multipart/form-data; boundary=x", "application/jsonx"};
+    for (size_t i = 0; i < 4; i++) {
+        char request[256];
+        snprintf(request, sizeof request,
+                 "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\n"
+                 "Content-Length: 2\r\nConnection: close\r\n\r\n{}",
+                 types[i]);
+        expect_status(exchange(s, request), 415);
+    }
     cr_server_stop(s, 1000);
 }
 
@@ -277,10 +410,12 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_attack_21_text_is_no_control_token),
         cmocka_unit_test(test_attack_26_slow_and_idle_connections),
+        cmocka_unit_test(test_attack_26_dripping_connections_make_room),
         cmocka_unit_test(test_attack_27_malformed_requests),
         cmocka_unit_test(test_attack_34_vanishing_clients_leave_nothing),
-        cmocka_unit_test(test_attack_35_large_prompts),
-        cmocka_unit_test(test_attack_36_large_counts),
+        cmocka_unit_test(test_attack_28_35_large_prompts),
+        cmocka_unit_test(test_attack_29_30_31_36_large_counts),
+        cmocka_unit_test(test_attack_37_pages_of_others),
         cmocka_unit_test(test_attack_38_keys),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
