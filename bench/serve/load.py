@@ -1,58 +1,33 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Load on crayon serve beside llama-server: N streaming clients each, in the same run.
+"""Load on crayon serve beside llama-server: N streaming clients each, in slices that alternate.
 
-    bench/serve/load.py --model models/crayon-15m-q8_0.gguf --clients 64 --seconds 20 --llama-server PATH
+    bench/serve/load.py --llama-server PATH --load models/crayon-15m-q8_0.gguf:64 --load SMOLLM2.gguf:16 \\
+        --seconds 300 --slice 30 --out bench/results/serve-load.json
 
-Both servers get as many lanes as there are clients and the same context. Each client sends one prompt
-after the other (its own words, so that no cache helps), reads the stream, and goes on. Prints for each
-server: requests, errors, tokens/s in sum, p50 and p95 of the time to the first token, resident memory
-at a third and at the end; then the ratios. Standard library only.
+For each --load FILE:CLIENTS both servers are started with as many lanes as clients and the same context,
+then loaded in turn, a slice each, until each has had its seconds; the one that is not measured is stopped
+(SIGSTOP), so that it takes no time from the other. The clients are bench/serve/client.c, one epoll thread:
+the same prompts and lengths for both, no request cached. Writes all numbers as JSON and prints a table:
+tokens/s in sum (median of the slices and spread), time to the first token over all requests, errors,
+resident memory after the first slice against the most and the least after it, the share of a core that
+the clients took, and the ratios. PEER_ARGS more arguments for llama-server, PEER_ENV "A=B C=D" for its
+environment: give it its best ones.
 """
 import argparse
-import asyncio
 import json
 import os
-import random
+import platform
+import signal
 import socket
 import statistics
 import subprocess
+import sys
+import tempfile
 import time
+import urllib.request
 
-WORDS = "sea ship harbour wind storm captain island map gold rope sail night star whale letter bread".split()
-
-
-async def one_request(port, rng, tokens, log, model):
-    prompt = "Tell me a story about " + " ".join(rng.choice(WORDS) for _ in range(24))
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": prompt}], "stream": True,
-                       "max_tokens": tokens, "temperature": 0.8, "top_k": 40, "seed": rng.randrange(1 << 30),
-                       "cache_prompt": False}).encode()
-    start = time.perf_counter()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-                 b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-    status = (await reader.readline()).split()[1]
-    first, n = None, 0
-    async for line in reader:
-        if b'"content":"' in line.replace(b'": "', b'":"') and b'"content":""' not in line.replace(b" ", b""):
-            n += 1
-            first = first or time.perf_counter() - start
-    writer.close()
-    log.append((status, first, n, time.perf_counter()))
-
-
-async def client(port, i, until, tokens, log, model):
-    rng = random.Random(i)
-    while time.perf_counter() < until:
-        try:
-            await one_request(port, rng, tokens, log, model)
-        except OSError as e:
-            log.append((str(e), None, 0, time.perf_counter()))
-
-
-def resident(pid):
-    with open(f"/proc/{pid}/status") as f:
-        return next(int(line.split()[1]) / 1024 for line in f if line.startswith("VmRSS"))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def free_port():
@@ -61,67 +36,131 @@ def free_port():
         return s.getsockname()[1]
 
 
-async def wait_for(port):
-    for _ in range(600):
-        try:
-            r, w = await asyncio.open_connection("127.0.0.1", port)
-            w.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            ok = b" 200 " in await r.readline()
-            w.close()
-            if ok:
-                return
-        except OSError:
-            pass
-        await asyncio.sleep(0.1)
-    raise SystemExit("the server did not start")
+def processor():
+    with open("/proc/cpuinfo") as f:
+        return next((line.split(":")[1].strip() for line in f if line.startswith("model name")), platform.machine())
 
 
-async def measure(name, command, port, args, model):
-    # OpenMP's threads spin where others need the cores, above all the clients: the peer runs without.
-    server = subprocess.Popen(command, env=os.environ | {"OMP_WAIT_POLICY": "passive"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        await wait_for(port)
-        log, start = [], time.perf_counter()
-        until = start + args.seconds
-        jobs = [asyncio.create_task(client(port, i, until, args.tokens, log, model)) for i in range(args.clients)]
-        await asyncio.sleep(args.seconds / 3)
-        early = resident(server.pid)
-        await asyncio.gather(*jobs)
-        late = resident(server.pid)
-    finally:
-        server.terminate()
-        server.wait()
-    took = max(t for *_, t in log) - start
-    good = [x for x in log if x[0] == b"200" and x[1]]
-    errors = sum(x[0] != b"200" for x in log)  # an answer may also be empty
-    times = sorted(x[1] * 1e3 for x in good)
-    result = {"server": name, "clients": args.clients, "requests": len(log), "errors": errors,
-              "tokens_per_s": sum(x[2] for x in good) / took, "first_ms_p50": statistics.median(times),
-              "first_ms_p95": times[int(0.95 * (len(times) - 1))], "mib_early": early, "mib_late": late}
-    print(json.dumps({k: round(v, 1) if isinstance(v, float) else v for k, v in result.items()}), flush=True)
-    return result
+class Server:
+    def __init__(self, name, command, env, port):
+        self.name, self.port, self.slices, self.resident = name, port, [], []
+        self.p = subprocess.Popen(command, env=os.environ | env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(600):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as r:
+                    if r.status == 200:
+                        break
+            except OSError:
+                time.sleep(0.1)
+        else:
+            self.p.kill()
+            sys.exit(f"{name} does not answer")
+        os.kill(self.p.pid, signal.SIGSTOP)
+
+    def cpu(self):
+        with open(f"/proc/{self.p.pid}/stat") as f:
+            v = f.read().rsplit(")", 1)[1].split()
+        return (int(v[11]) + int(v[12])) / os.sysconf("SC_CLK_TCK")
+
+    def mib(self):
+        with open(f"/proc/{self.p.pid}/status") as f:
+            return next(int(line.split()[1]) / 1024 for line in f if line.startswith("VmRSS"))
+
+    def slice(self, client, clients, seconds, seed):
+        os.kill(self.p.pid, signal.SIGCONT)
+        before = self.cpu()
+        out = subprocess.run([client, str(self.port), str(clients), str(seconds), str(seed), "m"], stdout=subprocess.PIPE,
+                             check=True).stdout
+        r = json.loads(out)
+        r["server_cpu_s"] = round(self.cpu() - before, 2)
+        self.resident.append(round(self.mib(), 1))
+        os.kill(self.p.pid, signal.SIGSTOP)
+        self.slices.append(r)
+
+    def end(self):
+        os.kill(self.p.pid, signal.SIGCONT)
+        self.p.terminate()
+        self.p.wait()
+
+    def result(self):
+        first = sorted(x for s in self.slices for x in s["first_ms"])
+        rate = [s["tokens"] / s["seconds"] for s in self.slices]
+        total = {k: sum(s[k] for s in self.slices) for k in ("requests", "refused", "errors", "cut", "tokens", "seconds")}
+        early, late = self.resident[0], self.resident[1:] or self.resident
+        return {"server": self.name, **total, "tokens_per_s": round(statistics.median(rate), 1),
+                "tokens_per_s_min": round(min(rate), 1), "tokens_per_s_max": round(max(rate), 1),
+                "first_ms_p50": first[len(first) // 2], "first_ms_p95": first[int(0.95 * (len(first) - 1))],
+                "first_ms_max": first[-1], "resident_mib": self.resident,
+                "resident_change_percent": round(max((x / early - 1) * 100 for x in late), 2),
+                "resident_least_percent": round(min((x / early - 1) * 100 for x in late), 2),
+                "client_core_share": round(sum(s["cpu_s"] for s in self.slices) / total["seconds"], 3),
+                "server_cores": round(sum(s["server_cpu_s"] for s in self.slices) / total["seconds"], 2)}
 
 
-async def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--crayon", default="build/crayon")
-    p.add_argument("--llama-server")
-    p.add_argument("--model", required=True)
-    p.add_argument("--clients", type=int, default=64)
-    p.add_argument("--seconds", type=float, default=20)
-    p.add_argument("--tokens", type=int, default=32)
-    p.add_argument("--ctx", type=int, default=256, help="of each lane")
-    args = p.parse_args()
-    n = str(args.clients)
+def load(args, client, model, clients):
+    n, env = str(clients), dict(x.split("=", 1) for x in args.peer_env.split())
     port = free_port()
-    ours = await measure("crayon", [args.crayon, "serve", "-q", "-m", args.model, "--alias", "m", "--port", str(port),
-                                    "--parallel", n, "--ctx", str(args.ctx), "--queue", n], port, args, "m")
+    servers = [Server("crayon", [args.crayon, "serve", "-q", "-m", model, "--alias", "m", "--port", str(port),
+                                 "--parallel", n, "--ctx", str(args.ctx), "--queue", n], {}, port)]
     if args.llama_server:
         port = free_port()
-        theirs = await measure("llama-server", [args.llama_server, "-m", args.model, "--port", str(port), "-np", n,
-                                                "-c", str(args.ctx * args.clients), "-t", "2"], port, args, "m")
-        print(f"throughput {ours['tokens_per_s'] / theirs['tokens_per_s']:.2f} x, p95 of the first token "
-              f"{ours['first_ms_p95'] / theirs['first_ms_p95']:.2f} x")
+        servers.append(Server("llama-server", [args.llama_server, "-m", model, "--port", str(port), "-np", n, "-c",
+                                               str(args.ctx * clients), *args.peer_args.split()], env, port))
+    try:
+        left, seed = args.seconds, 1
+        while left > 0:
+            for s in servers:
+                s.slice(client, clients, min(args.slice, left), seed)
+            left, seed = left - args.slice, seed + 1
+        rows = [s.result() for s in servers]
+    finally:
+        for s in servers:
+            s.end()
+    out = {"model": os.path.basename(model), "clients": clients, "seconds": args.seconds, "slice": args.slice,
+           "ctx": args.ctx, "peer_args": args.peer_args, "peer_env": args.peer_env, "servers": rows}
+    if len(rows) > 1:
+        out["throughput_ratio"] = round(rows[0]["tokens_per_s"] / rows[1]["tokens_per_s"], 2)
+        out["first_p95_ratio"] = round(rows[0]["first_ms_p95"] / rows[1]["first_ms_p95"], 2)
+    return out
 
 
-asyncio.run(main())
+def table(results):
+    print("| model, clients | server | tokens/s (spread) | first token p50, p95, ms | requests, refused, errors | "
+          "resident MiB (change) | clients' core |\n|---|---|---|---|---|---|---|")
+    for r in results:
+        for s in r["servers"]:
+            print(f"| {r['model']}, {r['clients']} | {s['server']} | {s['tokens_per_s']:.0f} ({s['tokens_per_s_min']:.0f}-"
+                  f"{s['tokens_per_s_max']:.0f}) | {s['first_ms_p50']:.0f}, {s['first_ms_p95']:.0f} | {s['requests']}, "
+                  f"{s['refused']}, {s['errors'] + s['cut']} | {s['resident_mib'][-1]:.0f} "
+                  f"({s['resident_least_percent']:+.1f} to {s['resident_change_percent']:+.1f} %) | "
+                  f"{100 * s['client_core_share']:.0f} % |")
+        if "throughput_ratio" in r:
+            print(f"| | ratio | {r['throughput_ratio']} | p95 {r['first_p95_ratio']} | | | |")
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--crayon", default=os.path.join(ROOT, "build", "crayon"))
+    p.add_argument("--llama-server")
+    p.add_argument("--load", action="append", required=True, metavar="FILE:CLIENTS")
+    p.add_argument("--seconds", type=int, default=20, help="for each server and load")
+    p.add_argument("--slice", type=int, default=10)
+    p.add_argument("--ctx", type=int, default=320, help="of each lane")
+    p.add_argument("--peer-args", default=os.environ.get("PEER_ARGS", "-t 2"))
+    p.add_argument("--peer-env", default=os.environ.get("PEER_ENV", "OMP_WAIT_POLICY=passive"))
+    p.add_argument("--out")
+    args = p.parse_args()
+    with tempfile.TemporaryDirectory() as d:
+        client = os.path.join(d, "client")
+        source = os.path.join(ROOT, "bench", "serve", "client.c")
+        subprocess.run([os.environ.get("CC", "cc"), "-O2", "-D_GNU_SOURCE", "-o", client, source], check=True)
+        results = [load(args, client, *(f(x) for f, x in zip((str, int), one.rsplit(":", 1)))) for one in args.load]
+    if args.out:
+        with open(args.out, "w") as f:
+            json.dump({"date": time.strftime("%Y-%m-%d"), "processor": processor(), "cores": os.cpu_count(), "loads": results},
+                      f, indent=1)
+            f.write("\n")
+    table(results)
+
+
+main()

@@ -9,9 +9,11 @@
  *   5 top-k: the k most likely stay
  *   6 top-p: the fewest most likely whose share is at least top_p stay
  *   7 one draw from a seeded generator
- * Candidates come off a heap in order of probability, so only those that can be chosen are sorted.
- * Sums run in double in that order: the same logits and seed give the same token everywhere.
- * A logit that is not a number counts as impossible.
+ * The logits are read in blocks: the largest of each block tells which blocks hold the k most
+ * likely, the sum of the weights of each block where a draw among all falls, so that few are looked
+ * at twice. Weights and their order are plain C, the same at every level of the CPU: the same
+ * logits and seed give the same token everywhere. A logit that is not a number counts as
+ * impossible.
  */
 #include "model/model.h"
 
@@ -21,7 +23,11 @@
 #include <math.h>
 #include <string.h>
 
-enum { MAX_WINDOW = 1024 };
+enum { MAX_WINDOW = 1024, BLOCK = 64, LANES = 4 };
+
+/* What every processor that we know adds at a time. */
+typedef float lanes __attribute__((vector_size(LANES * sizeof(float))));
+typedef int32_t flags __attribute__((vector_size(LANES * sizeof(float))));
 
 struct candidate {
     float logit;
@@ -30,13 +36,15 @@ struct candidate {
 
 struct cr_sampler {
     struct cr_sampling p;
-    const struct cr_kernels *k;
     struct cr_rng rng;
-    size_t n_vocab;
+    size_t n_vocab, n_blocks;
     int32_t window[MAX_WINDOW]; /* a ring of the last ids */
     size_t window_n, window_at;
-    float *scratch;               /* [n_vocab] */
-    struct candidate *candidates; /* [n_vocab] */
+    float *scratch;               /* [n_vocab] penalised logits; NULL without a penalty */
+    float *largest;               /* [n_blocks] of each block's logits, in them */
+    double *sums;                 /* [n_blocks] of each block's weights */
+    struct candidate *candidates; /* [room] */
+    size_t room;
 };
 
 struct cr_sampling cr_sampling_default(void)
@@ -78,13 +86,21 @@ enum cr_status cr_sampler_new(cr_sampler **out, const cr_model *m, const struct 
     cr_sampler *s = cr_alloc0(1, sizeof *s);
     if (s) {
         s->p = *params;
-        s->k = m->k;
         s->n_vocab = (size_t)m->n_vocab;
-        s->scratch = cr_alloc(s->n_vocab, sizeof *s->scratch);
-        s->candidates = cr_alloc(s->n_vocab, sizeof *s->candidates);
+        s->n_blocks = (s->n_vocab + BLOCK - 1) / BLOCK;
+        s->room = params->top_k > 0 && (size_t)params->top_k < s->n_vocab ? (size_t)params->top_k
+                  : params->top_p < 1                                     ? s->n_vocab
+                                                                          : 0;
+        s->largest = cr_alloc(s->n_blocks, sizeof *s->largest);
+        s->sums = cr_alloc(s->n_blocks, sizeof *s->sums);
+        if (s->room)
+            s->candidates = cr_alloc(s->room, sizeof *s->candidates);
+        if (params->repeat_penalty != 1)
+            s->scratch = cr_alloc(s->n_vocab, sizeof *s->scratch);
         cr_rng_init(&s->rng, params->seed);
     }
-    if (!s || !s->scratch || !s->candidates) {
+    if (!s || !s->largest || !s->sums || (s->room && !s->candidates) ||
+        (params->repeat_penalty != 1 && !s->scratch)) {
         cr_sampler_free(s);
         return cr_error_set(err, CR_NO_MEMORY, "sampler: out of memory");
     }
@@ -97,6 +113,8 @@ void cr_sampler_free(cr_sampler *s)
     if (!s)
         return;
     cr_free(s->candidates);
+    cr_free(s->sums);
+    cr_free(s->largest);
     cr_free(s->scratch);
     cr_free(s);
 }
@@ -125,55 +143,190 @@ static const float *penalise(cr_sampler *s, const float *logits)
     return s->scratch;
 }
 
-static int32_t argmax(const float *logits, size_t n)
+/* ---- blocks ---- */
+
+/* Block i of the logits; the last one filled up in room. */
+static const float *block(const cr_sampler *s, const float *logits, size_t i, float room[BLOCK])
 {
-    size_t best = 0;
-    for (size_t i = 1; i < n; i++)
-        if (logits[i] > logits[best] || (isnan(logits[best]) && !isnan(logits[i])))
-            best = i;
-    return (int32_t)best;
+    size_t n = s->n_vocab - i * BLOCK;
+    if (n >= BLOCK)
+        return logits + i * BLOCK;
+    for (size_t j = 0; j < BLOCK; j++)
+        room[j] = j < n ? logits[i * BLOCK + j] : -INFINITY;
+    return room;
 }
 
-/* ---- candidates, most likely first ---- */
+static lanes load(const float *x)
+{
+    lanes v;
+    memcpy(&v, x, sizeof v);
+    return v;
+}
+
+static lanes all(float x)
+{
+    return (lanes){x, x, x, x};
+}
+
+/* a where the flag is set, else b. */
+static lanes pick(flags f, lanes a, lanes b)
+{
+    return (lanes)((f & (flags)a) | (~f & (flags)b));
+}
+
+static float largest(const float *x)
+{
+    lanes m[2] = {all(-INFINITY), all(-INFINITY)};
+    for (size_t i = 0; i < BLOCK; i += 2 * LANES) {
+        lanes a = load(x + i), b = load(x + i + LANES);
+        m[0] = pick(a > m[0], a, m[0]);
+        m[1] = pick(b > m[1], b, m[1]);
+    }
+    m[0] = pick(m[1] > m[0], m[1], m[0]);
+    float most = m[0][0];
+    for (size_t j = 1; j < LANES; j++)
+        most = m[0][j] > most ? m[0][j] : most;
+    return most;
+}
+
+/* The lowest id of the largest logit; fills s->largest. */
+static int32_t find_best(cr_sampler *s, const float *logits)
+{
+    float room[BLOCK];
+    size_t best = 0;
+    for (size_t i = 0; i < s->n_blocks; i++) {
+        s->largest[i] = largest(block(s, logits, i, room));
+        if (s->largest[i] > s->largest[best])
+            best = i;
+    }
+    float most = s->largest[best];
+    for (size_t i = best * BLOCK; i < s->n_vocab; i++)
+        if (logits[i] == most)
+            return (int32_t)i;
+    return 0; /* none is a number */
+}
+
+/* w[i] = exp(a), a = (x[i] - most) * scale, 0 where a < lowest or x[i] is not a number; lowest at
+ * least -87. Within 2e-7 of the exact value. Returns their sum. */
+static double weigh(float w[BLOCK], const float *x, float most, float scale, float lowest)
+{
+    lanes sum = all(0);
+    for (size_t i = 0; i < BLOCK; i += LANES) {
+        lanes a = (load(x + i) - most) * scale;
+        flags in = a >= lowest;
+        a = pick(in, a, all(-87));
+        lanes t = a * 1.44269504f + 12582912.0f; /* a / ln 2, rounded, in the low bits */
+        lanes n = t - 12582912.0f, f = a - n * 0.693359375f + n * 2.12194440e-4f;
+        lanes e = f * (1.0f / 720) + 1.0f / 120;
+        e = e * f + 1.0f / 24;
+        e = e * f + 1.0f / 6;
+        e = e * f + 0.5f;
+        e = (e * f + 1.0f) * f + 1.0f;
+        e *= (lanes)(((flags)t << 23) + 0x3f800000);
+        e = (lanes)(in & (flags)e);
+        memcpy(w + i, &e, sizeof e);
+        sum += e;
+    }
+    return ((double)sum[0] + (double)sum[1]) + ((double)sum[2] + (double)sum[3]);
+}
+
+static float lowest_of(float min_p)
+{
+    return min_p > 0 ? fmaxf(logf(min_p), -87) : -87;
+}
+
+/* The sum of all weights, in order; fills s->sums. */
+static double weigh_all(cr_sampler *s, const float *logits, float most, float temperature,
+                        float min_p)
+{
+    float w[BLOCK], room[BLOCK], lowest = lowest_of(min_p);
+    double total = 0;
+    for (size_t i = 0; i < s->n_blocks; i++) {
+        s->sums[i] = weigh(w, block(s, logits, i, room), most, 1 / temperature, lowest);
+        total += s->sums[i];
+    }
+    return total;
+}
+
+/* ---- a draw among all ---- */
+
+static int32_t draw_from_all(cr_sampler *s, const float *logits, float most)
+{
+    float w[BLOCK], room[BLOCK];
+    const struct cr_sampling *p = &s->p;
+    double total = weigh_all(s, logits, most, p->temperature, p->min_p), at = 0;
+    double r = cr_rng_double(&s->rng) * total;
+    int32_t id = 0;
+    for (size_t i = 0; i < s->n_blocks; i++) {
+        at += s->sums[i];
+        if (s->sums[i] == 0 || (r >= at && at < total))
+            continue;
+        weigh(w, block(s, logits, i, room), most, 1 / p->temperature, lowest_of(p->min_p));
+        r -= at - s->sums[i];
+        for (size_t j = 0; j < BLOCK; j++) {
+            if (w[j] > 0)
+                id = (int32_t)(i * BLOCK + j); /* the last one, should rounding leave a rest */
+            if ((r -= (double)w[j]) < 0)
+                break;
+        }
+        break;
+    }
+    return id;
+}
+
+/* ---- a draw among the most likely ---- */
 
 static bool before(struct candidate a, struct candidate b)
 {
     return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
 
+/* A heap with the least likely on top. */
 static void sift_down(struct candidate *c, size_t n, size_t i)
 {
     struct candidate moving = c[i];
     for (size_t child; (child = 2 * i + 1) < n; i = child) {
-        if (child + 1 < n && before(c[child + 1], c[child]))
+        if (child + 1 < n && before(c[child], c[child + 1]))
             child++;
-        if (!before(c[child], moving))
+        if (!before(moving, c[child]))
             break;
         c[i] = c[child];
     }
     c[i] = moving;
 }
 
-/* Takes the best off the heap of *n; it is kept behind the heap, which shrinks. */
-static void pop(struct candidate *c, size_t *n)
+/* The k most likely of those with p >= min_p * max p, most likely first; returns how many. */
+static size_t take(cr_sampler *s, const float *logits, float most, size_t k)
 {
-    struct candidate best = c[0];
-    (*n)--;
-    c[0] = c[*n];
-    sift_down(c, *n, 0);
-    c[*n] = best;
-}
-
-/* Those with p >= min_p * max p, as a heap when an order is needed; returns how many. */
-static size_t gather(cr_sampler *s, const float *logits, float most, bool ordered)
-{
+    struct candidate *c = s->candidates;
     double floor = (double)s->p.temperature * log((double)s->p.min_p); /* -inf when min_p is 0 */
     size_t n = 0;
-    for (size_t i = 0; i < s->n_vocab; i++)
-        if ((double)logits[i] - (double)most >= floor && logits[i] > -INFINITY)
-            s->candidates[n++] = (struct candidate){logits[i], (int32_t)i};
-    for (size_t i = n / 2; ordered && i-- > 0;)
-        sift_down(s->candidates, n, i);
+    for (size_t b = 0; b < s->n_blocks; b++) {
+        size_t end = (b + 1) * BLOCK < s->n_vocab ? (b + 1) * BLOCK : s->n_vocab;
+        if ((double)s->largest[b] - (double)most < floor || (n == k && s->largest[b] <= c[0].logit))
+            continue;
+        for (size_t i = b * BLOCK; i < end; i++) {
+            const struct candidate one = {logits[i], (int32_t)i};
+            if (!(one.logit > -INFINITY && (double)one.logit - (double)most >= floor))
+                continue;
+            if (n < k) {
+                c[n++] = one;
+                for (size_t j = n / 2; n == k && j-- > 0;)
+                    sift_down(c, n, j);
+            } else if (before(one, c[0])) {
+                c[0] = one;
+                sift_down(c, n, 0);
+            }
+        }
+    }
+    for (size_t j = n / 2; n < k && j-- > 0;)
+        sift_down(c, n, j);
+    for (size_t left = n; left > 1;) {
+        struct candidate last = c[0];
+        c[0] = c[--left];
+        sift_down(c, left, 0);
+        c[left] = last;
+    }
     return n;
 }
 
@@ -182,68 +335,56 @@ static double weight(const cr_sampler *s, float logit, float most)
     return exp(((double)logit - (double)most) / (double)s->p.temperature);
 }
 
-/* Draws from candidates [begin, end), walked from the back. */
-static int32_t draw(cr_sampler *s, size_t begin, size_t end, float most)
+/* How many of the first n have the share of top-p of total; *kept: their weight. */
+static size_t share(const cr_sampler *s, size_t n, float most, double total, double *kept)
 {
-    double total = 0, at = 0;
-    for (size_t i = end; i-- > begin;)
-        total += weight(s, s->candidates[i].logit, most);
-    double r = cr_rng_double(&s->rng) * total;
-    for (size_t i = end; i-- > begin;) {
+    size_t i = 0;
+    for (*kept = 0; i < n && (i == 0 || *kept < (double)s->p.top_p * total); i++)
+        *kept += weight(s, s->candidates[i].logit, most);
+    return i;
+}
+
+static int32_t draw_from_best(cr_sampler *s, const float *logits, float most)
+{
+    size_t n, m, k = (size_t)s->p.top_k;
+    double total = 0, kept = 0, at = 0;
+    if (k > 0 && k < s->n_vocab) {
+        n = m = take(s, logits, most, k);
+        for (size_t i = 0; i < n; i++)
+            total += weight(s, s->candidates[i].logit, most);
+        kept = total;
+        if (s->p.top_p < 1)
+            m = share(s, n, most, total, &kept);
+    } else {
+        total = weigh_all(s, logits, most, s->p.temperature, s->p.min_p);
+        for (k = BLOCK;; k *= 8) { /* few are enough, as a rule */
+            k = k < s->n_vocab ? k : s->n_vocab;
+            n = take(s, logits, most, k);
+            m = share(s, n, most, total, &kept);
+            if (n < k || k == s->n_vocab || kept >= (double)s->p.top_p * total)
+                break;
+        }
+    }
+    double r = cr_rng_double(&s->rng) * kept;
+    for (size_t i = 0; i < m; i++) {
         at += weight(s, s->candidates[i].logit, most);
         if (r < at)
             return s->candidates[i].id;
     }
-    return s->candidates[begin].id; /* r == total by rounding */
-}
-
-static int32_t sample(cr_sampler *s, const float *logits, int32_t best)
-{
-    float most = logits[best];
-    if (!isfinite(most))
-        return best;
-    bool ordered = s->p.top_k > 0 || s->p.top_p < 1;
-    size_t n = gather(s, logits, most, ordered), left = n, k = (size_t)s->p.top_k;
-    if (!ordered)
-        return draw(s, 0, n, most);
-    double total = 0, kept = 0;
-    if (k == 0 || k > n)
-        k = n;
-    if (k < n || s->p.top_p >= 1) { /* take k; the share of top-p is of these */
-        while (left > n - k)
-            pop(s->candidates, &left);
-        for (size_t i = n; i-- > left;)
-            total += weight(s, s->candidates[i].logit, most);
-    } else {
-        for (size_t i = 0; i < n; i++)
-            total += weight(s, s->candidates[i].logit, most);
-    }
-    size_t end = n, begin = n;
-    while (begin > n - k && (begin == end || kept < (double)s->p.top_p * total)) {
-        if (begin == left)
-            pop(s->candidates, &left);
-        begin--;
-        kept += weight(s, s->candidates[begin].logit, most);
-    }
-    return draw(s, begin, end, most);
-}
-
-/* log softmax(logits)[id] = logits[id] - max - log(sum); the kernel's largest p is 1 / sum. */
-static float log_probability(cr_sampler *s, const float *logits, int32_t id)
-{
-    int32_t best = argmax(logits, s->n_vocab);
-    memcpy(s->scratch, logits, s->n_vocab * sizeof *logits);
-    s->k->softmax(s->scratch, s->n_vocab);
-    return logits[id] - logits[best] + logf(s->scratch[best]);
+    return s->candidates[m - 1].id; /* r == kept by rounding */
 }
 
 int32_t cr_sampler_next(cr_sampler *s, const float *logits, float *logprob)
 {
     const float *penalised = penalise(s, logits);
-    int32_t best = argmax(penalised, s->n_vocab);
-    int32_t id = s->p.temperature > 0 ? sample(s, penalised, best) : best;
-    if (logprob)
-        *logprob = log_probability(s, logits, id);
+    int32_t best = find_best(s, penalised), id = best;
+    float most = penalised[best];
+    if (s->p.temperature > 0 && isfinite(most))
+        id = s->room ? draw_from_best(s, penalised, most) : draw_from_all(s, penalised, most);
+    if (logprob) {
+        most = penalised == logits ? most : logits[find_best(s, logits)];
+        *logprob = logits[id] - most - (float)log(weigh_all(s, logits, most, 1, 0));
+    }
     cr_sampler_accept(s, id);
     return id;
 }
