@@ -40,33 +40,13 @@ static enum cr_status expect_str(const cr_gguf *g, const char *path, const char 
     return CR_OK;
 }
 
-/* "blk.N.NAME.weight.lora_a" -> layer, linear, half. */
-static bool parse_name(struct cr_str name, uint64_t *layer, enum cr_linear *lin, int *is_b)
-{
-    size_t used;
-    if (!starts(name, "blk.") || !cr_lora_layer_number(name.p + 4, name.n - 4, layer, &used))
-        return false;
-    struct cr_str rest = {name.p + 4 + used, name.n - 4 - used};
-    char want[64];
-    for (int l = 0; l < CR_LIN_COUNT; l++)
-        for (int b = 0; b < 2; b++) {
-            snprintf(want, sizeof want, ".%s.weight.lora_%c", cr_linear_names[l], b ? 'b' : 'a');
-            if (cr_str_eq(rest, want)) {
-                *lin = (enum cr_linear)l;
-                *is_b = b;
-                return true;
-            }
-        }
-    return false;
-}
-
 static void place_tensor(struct cr_lora_source *s, const struct cr_tensor *t)
 {
     uint64_t layer;
     enum cr_linear lin;
     int is_b;
     const struct cr_type_info *type = cr_type_info(t->type);
-    if (!parse_name(t->name, &layer, &lin, &is_b))
+    if (!cr_lora_gguf_name(t->name, &layer, &lin, &is_b))
         cr_refuse(&s->bad, CR_UNSUPPORTED, "%.*s (%s)", shown(t->name), t->name.p,
                   starts(t->name, "token_embd") || starts(t->name, "output.")
                       ? "LoRA on the embedding or the output head"

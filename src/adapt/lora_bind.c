@@ -67,6 +67,28 @@ bool cr_lora_layer_number(const char *s, size_t n, uint64_t *layer, size_t *used
     return i > 0 && i < 7 && !(i > 1 && s[0] == '0');
 }
 
+bool cr_lora_gguf_name(struct cr_str name, uint64_t *layer, enum cr_linear *lin, int *is_b)
+{
+    static const char front[] = "blk.";
+    const size_t skip = sizeof front - 1;
+    size_t used;
+    if (name.n < skip || memcmp(name.p, front, skip) != 0 ||
+        !cr_lora_layer_number(name.p + skip, name.n - skip, layer, &used))
+        return false;
+    struct cr_str rest = {name.p + skip + used, name.n - skip - used};
+    char want[64];
+    for (int l = 0; l < CR_LIN_COUNT; l++)
+        for (int b = 0; b < 2; b++) {
+            snprintf(want, sizeof want, ".%s.weight.lora_%c", cr_linear_names[l], b ? 'b' : 'a');
+            if (cr_str_eq(rest, want)) {
+                *lin = (enum cr_linear)l;
+                *is_b = b;
+                return true;
+            }
+        }
+    return false;
+}
+
 size_t cr_lora_hf_row(size_t row, int head_dim)
 {
     size_t d = (size_t)head_dim, r = row % d;

@@ -53,9 +53,10 @@ void cr_lora_place(struct cr_lora_source *s, uint64_t layer, enum cr_linear lin,
 enum cr_status cr_lora_bind(struct cr_lora_source *s, const char *name, cr_adapter **out,
                             struct cr_error *err);
 
-/* "blk.12.attn_q.weight.lora_a" and the like: prefix digits, then the rest. False if there is no
- * plain decimal number of at most six digits. */
+/* Digits, then the rest. False if there is no plain decimal number of at most six digits. */
 bool cr_lora_layer_number(const char *s, size_t n, uint64_t *layer, size_t *used);
+/* "blk.12.attn_q.weight.lora_a" of GGUF files -> layer, linear, half. False for other names. */
+bool cr_lora_gguf_name(struct cr_str name, uint64_t *layer, enum cr_linear *lin, int *is_b);
 /* Row of a Hugging Face q or k matrix that GGUF `llama` files keep at row `row`: inside a head,
  * (i, half) becomes (half, i). */
 size_t cr_lora_hf_row(size_t row, int head_dim);

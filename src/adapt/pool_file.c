@@ -158,28 +158,6 @@ static enum cr_status read_training(const cr_gguf *g, cr_pool *p, struct cr_erro
 
 /* ---- adapters ---- */
 
-/* "blk.L.NAME.weight.lora_a" -> slot and half; index tensors are known by name. */
-static bool parse_name(struct cr_str name, int n_layers, int *slot, int *is_b)
-{
-    uint64_t layer;
-    size_t used;
-    if (name.n < 5 || memcmp(name.p, "blk.", 4) != 0 ||
-        !cr_lora_layer_number(name.p + 4, name.n - 4, &layer, &used) || layer >= (uint64_t)n_layers)
-        return false;
-    struct cr_str rest = {name.p + 4 + used, name.n - 4 - used};
-    char want[64];
-    for (int l = 0; l < CR_LIN_COUNT; l++)
-        for (int b = 0; b < 2; b++) {
-            snprintf(want, sizeof want, ".%s.weight.lora_%c", cr_linear_names[l], b ? 'b' : 'a');
-            if (cr_str_eq(rest, want)) {
-                *slot = (int)layer * CR_LIN_COUNT + l;
-                *is_b = b;
-                return true;
-            }
-        }
-    return false;
-}
-
 static bool is_index_tensor(struct cr_str name)
 {
     static const char *const names[] = {"index.qx.mean",      "index.qx.proto",
@@ -201,14 +179,16 @@ static void place_tensors(const cr_gguf *g, const cr_model *m, struct shape *s, 
 {
     for (size_t i = 0; i < cr_gguf_n_tensors(g); i++) {
         const struct cr_tensor *t = cr_gguf_tensor_at(g, i);
-        int slot, is_b, n = (int)(t->name.n < SHOWN ? t->name.n : SHOWN);
+        int is_b, n = (int)(t->name.n < SHOWN ? t->name.n : SHOWN);
+        uint64_t layer;
+        enum cr_linear lin;
         if (is_index_tensor(t->name))
             continue;
-        if (!parse_name(t->name, m->n_layers, &slot, &is_b)) {
+        if (!cr_lora_gguf_name(t->name, &layer, &lin, &is_b) || layer >= (uint64_t)m->n_layers) {
             cr_refuse(bad, CR_FORMAT, "%.*s (unknown tensor)", n, t->name.p);
             continue;
         }
-        const struct cr_matrix *w = cr_model_linear(m, 0, (enum cr_linear)(slot % CR_LIN_COUNT));
+        const struct cr_matrix *w = cr_model_linear(m, 0, lin);
         uint64_t sets = s->form == CR_POOL_SEPARATE || is_b ? s->n : 1;
         uint64_t ne0 = is_b ? s->rank : (uint64_t)w->n_in;
         uint64_t ne1 = is_b ? (uint64_t)w->n_out : s->rank;
@@ -219,8 +199,8 @@ static void place_tensors(const cr_gguf *g, const cr_model *m, struct shape *s, 
                       t->name.p, (unsigned long long)t->ne[0], (unsigned long long)t->ne[1],
                       (unsigned long long)t->ne[2], (unsigned long long)ne0,
                       (unsigned long long)ne1, (unsigned long long)sets);
-        found[slot].half[is_b] = t;
-        s->target[slot % CR_LIN_COUNT] = true;
+        found[layer * CR_LIN_COUNT + lin].half[is_b] = t;
+        s->target[lin] = true;
     }
 }
 
