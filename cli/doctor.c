@@ -6,7 +6,7 @@
 #include "base/mem.h"
 #include "common.h"
 #include "config.h"
-#include "facts.h"
+#include "info.h"
 #include "kernels/kernels.h"
 #include "messages.h"
 #include "verbs.h"
@@ -129,28 +129,6 @@ static bool embedded(struct cr_facts *f)
     return !st;
 }
 
-static void model_folder(struct cr_facts *f)
-{
-    char *dir = cr_models_dir();
-    cr_fact_str(f, "models_folder", dir ? dir : "none: HOME is not set");
-    DIR *d = dir ? opendir(dir) : NULL;
-    cr_facts_list(f, "models", "models in that folder");
-    for (struct dirent *e; d && (e = readdir(d)) != NULL;) {
-        size_t n = strlen(e->d_name);
-        char name[128];
-        if (n < 6 || strcmp(e->d_name + n - 5, ".gguf"))
-            continue;
-        if (f->json)
-            cr_json_str(&f->j, NULL, e->d_name);
-        cr_facts_line(f, "  %s", cr_facts_clean(e->d_name, n, name, sizeof name));
-    }
-    cr_facts_list_end(f);
-    if (d)
-        closedir(d);
-    cr_facts_line(f, "%s", "");
-    cr_free(dir);
-}
-
 /* The deepest folder of the path that exists decides whether the rest can be made. */
 static void writable(struct cr_facts *f, const char *key, const char *variable, const char *below)
 {
@@ -243,7 +221,8 @@ int cr_cli_doctor(const struct cr_args *a)
 #ifdef CRAYON_ROUTE
     files = ledger(&f) && files;
 #endif
-    model_folder(&f);
+    cr_list_models(&f);
+    cr_facts_line(&f, "%s", "");
     cr_fact_str(&f, "verdict",
                 !ok     ? "no usable default model"
                 : files ? "ready"

@@ -30,7 +30,21 @@ static const char *const kind_names[] = {
     [CR_INFO_POOL] = "pool",   [CR_INFO_PALETTE] = "palette",
 };
 
+const char *cr_info_kind_name(enum cr_info_kind kind)
+{
+    return kind_names[kind];
+}
+
 /* ---- GGUF ---- */
+
+enum cr_info_kind cr_info_gguf_kind(const cr_gguf *g)
+{
+    struct cr_str type = {"", 0};
+    cr_gguf_str(g, "general.type", false, &type, NULL);
+    return cr_str_eq(type, "adapter")       ? CR_INFO_LORA
+           : cr_str_eq(type, "crayon.pool") ? CR_INFO_POOL
+                                            : CR_INFO_MODEL;
+}
 
 static void fact_kv_str(struct cr_facts *f, const cr_gguf *g, const char *key, const char *as)
 {
@@ -204,14 +218,10 @@ static enum cr_status gguf_facts(struct cr_facts *f, const char *path, bool tens
                                  enum cr_info_kind *kind, struct cr_error *err)
 {
     cr_gguf *g;
-    struct cr_str type = {"", 0};
     enum cr_status st = cr_gguf_open(&g, path, err);
     if (st)
         return st;
-    cr_gguf_str(g, "general.type", false, &type, NULL);
-    *kind = cr_str_eq(type, "adapter")       ? CR_INFO_LORA
-            : cr_str_eq(type, "crayon.pool") ? CR_INFO_POOL
-                                             : CR_INFO_MODEL;
+    *kind = cr_info_gguf_kind(g);
     cr_fact_str(f, "kind", kind_names[*kind]);
     cr_fact_str(f, "path", path);
     fact_kv_str(f, g, "general.name", "name");

@@ -330,6 +330,16 @@ const struct cr_verb cr_verbs[] = {
      .run = cr_cli_pull,
 #endif
      .missing = "downloads (CRAYON_ROUTE)"},
+    {.id = CR_VERB_LIST,
+     .name = "list",
+     .operands = "",
+     .summary = "show the models, pools and adapters of the models folder",
+     .about = "One line each: the name that -m takes, the kind, the size and what is in it. Says "
+              "which\n"
+              "transfers of `crayon pull` are unfinished and which files are broken, and why.\n"
+              "`crayon info NAME` shows one of them.",
+     .examples = "  crayon list --json",
+     .run = cr_cli_list},
     {.id = CR_VERB_CONFIG_SHOW,
      .name = "config show",
      .operands = "[VERB]",

@@ -29,6 +29,7 @@
 #define CONFIG CR_V(CR_VERB_CONFIG_SHOW)
 #define BENCH CR_V(CR_VERB_BENCH)
 #define DOCTOR CR_V(CR_VERB_DOCTOR)
+#define LIST CR_V(CR_VERB_LIST)
 #define WITH_DELTA                                                                                 \
     (RUN | SCORE | LOGITS | MERGE | EXPLAIN | CALIBRATE | BENCH) /* takes adapters and palettes */
 #define COMPUTES                                                                                   \
@@ -40,7 +41,7 @@
 #define WITH_MODEL (COMPUTES | TOKENIZE)
 #define WITH_JSON                                                                                  \
     (RUN | TOKENIZE | INFO | ADAPTER_CHECK | ADAPTER_INFO | POOL_TRAIN | POOL_INFO | BLEND |       \
-     EVAL | EXPLAIN | CALIBRATE | LEDGER | BENCH | DOCTOR | CONFIG | CR_V(CR_VERB_VERSION))
+     EVAL | EXPLAIN | CALIBRATE | LEDGER | LIST | BENCH | DOCTOR | CONFIG | CR_V(CR_VERB_VERSION))
 
 /*
  * One row per option, or per meaning of an option where verbs differ:

@@ -24,6 +24,7 @@ int cr_cli_route_explain(const struct cr_args *a);
 int cr_cli_route_calibrate(const struct cr_args *a);
 int cr_cli_ledger(const struct cr_args *a);
 int cr_cli_pull(const struct cr_args *a);
+int cr_cli_list(const struct cr_args *a);
 int cr_cli_config_show(const struct cr_args *a);
 int cr_cli_bench(const struct cr_args *a);
 int cr_cli_doctor(const struct cr_args *a);
