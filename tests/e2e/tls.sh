@@ -46,22 +46,27 @@ quiet openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes 
 body='{"choices":[{"index":0,"message":{"role":"assistant","content":"over TLS"},"finish_reason":"stop"}]}'
 printf 'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s' ${#body} "$body" > reply
 ask() { # CERTIFICATE CA...
-    local cert=$1 port=$((20000 + RANDOM % 20000)) server
+    local cert=$1 port server
     shift
-    : > got
-    rm -f done
-    # The reply is written when the request has come.
-    mkfifo in
-    openssl s_server -quiet -accept 127.0.0.1:$port -naccept 1 -cert "$cert.pem" -key "$cert.key" < in > got 2> server.err &
-    server=$!
-    (
-        while [ ! -f done ]; do grep -q messages got && cat reply && break; sleep 0.05; done
-        while [ ! -f done ]; do sleep 0.05; done
-    ) > in &
-    for _ in $(seq 100); do
-        # Is the port in state LISTEN? Connecting would use up the one accept.
-        grep -qi "0100007F:$(printf '%04X' $port) 00000000:0000 0A" /proc/net/tcp && break
-        sleep 0.05
+    # Another program may hold the port, then s_server ends: the next one. Ports below 32768 are not
+    # given to outgoing connections. Connecting to see whether it listens would use up its one accept.
+    for _ in $(seq 20); do
+        port=$((20000 + RANDOM % 12000))
+        : > got
+        rm -f done in
+        mkfifo in
+        openssl s_server -quiet -accept 127.0.0.1:$port -naccept 1 -cert "$cert.pem" -key "$cert.key" < in > got 2> server.err &
+        server=$!
+        # The reply is written when the request has come.
+        (
+            while [ ! -f done ]; do grep -q messages got && cat reply && break; sleep 0.05; done
+            while [ ! -f done ]; do sleep 0.05; done
+        ) > in &
+        while sleep 0.05 && kill -0 $server 2> /dev/null; do
+            grep -qi "0100007F:$(printf '%04X' $port) 00000000:0000 0A" /proc/net/tcp && break 2
+        done
+        touch done
+        wait
     done
     CRAYON_API_KEY=CANARY-77aa01 "$CRAYON" run -m "$model" -p "secret words" -n 4 --temp 0 --rule random --budget 1 \
         --upstream "https://localhost:$port" --upstream-model big --yes --json "$@" > out 2> err
