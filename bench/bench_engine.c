@@ -6,6 +6,8 @@
  *
  *     bench_engine MODEL [-t THREADS] [-p PREFILL] [-n DECODE] [-r ROUNDS] [-k RANK] [-c CPU] [-m]
  *
+ * -k: rounds with a delta of that rank and without one take turns, and the shares of speed that are
+ * left with it are medians over the pairs of rounds.
  * -m: read the weights where they are mapped.
  */
 #include "bench.h"
@@ -65,6 +67,21 @@ static cr_delta *random_delta(const cr_model *m, int rank)
     return d;
 }
 
+static void measure(cr_session *s, const cr_delta *d, const int32_t *ids, int n_ids, int n_prefill,
+                    int n_decode, double *prefill, double *decode)
+{
+    struct cr_error err;
+    cr_session_set_delta(s, d);
+    cr_session_reset(s);
+    double t = now_ms();
+    die_if(cr_session_sync(s, ids, (size_t)n_prefill, NULL, &err), &err);
+    *prefill = now_ms() - t;
+    t = now_ms();
+    for (int i = 0; i < n_decode; i++)
+        die_if(cr_session_step(s, ids[i % n_ids], &err), &err);
+    *decode = now_ms() - t;
+}
+
 int main(int argc, char **argv)
 {
     int threads = 0, n_prefill = 512, n_decode = 128, rounds = 5, rank = 0, c;
@@ -96,6 +113,7 @@ int main(int argc, char **argv)
     }
     opt.n_threads = threads;
     static double prefill[MAX_ROUNDS], decode[MAX_ROUNDS];
+    static double prefill_share[MAX_ROUNDS], decode_share[MAX_ROUNDS];
     struct cr_error err;
     cr_model *m;
     cr_session *s;
@@ -115,24 +133,24 @@ int main(int argc, char **argv)
     getrusage(RUSAGE_SELF, &first);
     cr_delta *d = rank ? random_delta(m, rank) : NULL;
     for (int r = 0; r < rounds; r++) {
-        cr_session_set_delta(s, d);
-        cr_session_reset(s);
-        double t = now_ms();
-        die_if(cr_session_sync(s, ids, (size_t)n_prefill, NULL, &err), &err);
-        prefill[r] = now_ms() - t;
-        t = now_ms();
-        for (int i = 0; i < n_decode; i++)
-            die_if(cr_session_step(s, ids[i % n_ids], &err), &err);
-        decode[r] = now_ms() - t;
+        if (d)
+            measure(s, NULL, ids, n_ids, n_prefill, n_decode, &prefill_share[r], &decode_share[r]);
+        measure(s, d, ids, n_ids, n_prefill, n_decode, &prefill[r], &decode[r]);
+        prefill_share[r] /= prefill[r];
+        decode_share[r] /= decode[r];
     }
     double p = median(prefill, rounds), g = median(decode, rounds);
     printf("{\"model\": \"%s\", \"cpu\": \"%s\", \"threads\": %d, \"rank\": %d, "
            "\"open_ms\": %.2f, \"first_token_ms\": %.2f, \"first_rss_mib\": %.1f, "
            "\"file_mib\": %.1f, \"prefill\": %d, \"prefill_ms\": %.2f, \"prefill_per_s\": %.1f, "
-           "\"decode\": %d, \"decode_ms\": %.2f, \"decode_per_s\": %.1f}\n",
+           "\"decode\": %d, \"decode_ms\": %.2f, \"decode_per_s\": %.1f",
            argv[optind], m->info.cpu, m->info.n_threads, rank, open_ms, first_ms,
            (double)first.ru_maxrss / 1024, (double)m->info.file_bytes / (1 << 20), n_prefill, p,
            n_prefill / p * 1e3, n_decode, g, n_decode / g * 1e3);
+    if (d)
+        printf(", \"prefill_share\": %.3f, \"decode_share\": %.3f", median(prefill_share, rounds),
+               median(decode_share, rounds));
+    printf("}\n");
     cr_free(ids);
     cr_session_free(s);
     cr_delta_free(d);

@@ -205,3 +205,13 @@ void cr_threads_run_dynamic(cr_threads *t, size_t n_rows, size_t grain, cr_rows_
     if (n_rows)
         run(t, n_rows, fitting(n_rows, grain), fn, ud);
 }
+
+void cr_threads_await(const atomic_bool *set)
+{
+    for (int i = 0; !atomic_load_explicit(set, memory_order_acquire); i++) {
+        if (i < SPINS)
+            pause_cpu();
+        else
+            sched_yield();
+    }
+}

@@ -8,6 +8,8 @@
 
 #include "base/error.h"
 
+#include <stdatomic.h>
+
 enum { CR_MAX_THREADS = 64 };
 
 typedef struct cr_threads cr_threads;
@@ -23,5 +25,7 @@ int cr_threads_count(const cr_threads *t);
 void cr_threads_run(cr_threads *t, size_t n_rows, size_t grain, cr_rows_fn *fn, void *ud);
 /* The same, but pieces of `grain` are handed out as workers become free: for uneven work. */
 void cr_threads_run_dynamic(cr_threads *t, size_t n_rows, size_t grain, cr_rows_fn *fn, void *ud);
+/* Waits, inside a round, for what another piece that has begun will set. */
+void cr_threads_await(const atomic_bool *set);
 
 #endif

@@ -26,7 +26,7 @@ enum cr_cpu {
     CR_CPU_COUNT
 };
 
-enum { CR_KV_TILE = 16 }; /* cells */
+enum { CR_KV_TILE = 16, /* cells */ CR_MAX_LOW_RANK = 64 };
 
 /* y[t * ldy + r] = sum_i W[r, i] * x[t, i]   for r < rows, t < n_tok.
  * W: rows of row_bytes; x: activations in the type's activation format, x_bytes apart:
@@ -49,12 +49,15 @@ struct cr_kernels {
     cr_matmul_fn *matmul_packed[CR_TYPE_END];
     /* The second factor B [rows, rank] of a low-rank change, packed for panels of panel_rows rows:
      * codes of 8 bits with a float16 scale for each row. low_bytes: of all panels.
-     *     y[t * ldy + r] += sum_k B[r, k] low[t * ldlow + k]
-     * where row 0 begins a panel. NULL where panel_rows is 0. */
+     *     y[t * ldy + r] += sum_k B[r, k] low[t, first + k]
+     * where row 0 begins a panel, low is blocks q8a of 32 ranks, low_row bytes apart, first is a
+     * multiple of 4, and of 32 if the ranks pass a block's end; rank <= CR_MAX_LOW_RANK. What
+     * follows the ranks up to a multiple of 4 is multiplied with zeros. NULL where panel_rows is 0.
+     */
     size_t (*low_bytes)(size_t rows, size_t rank);
-    void (*pack_low)(void *dst, const float *b, size_t rows, size_t rank);
-    void (*add_low)(float *y, size_t ldy, const void *b, const float *low, size_t ldlow,
-                    size_t rows, size_t n_tok, size_t rank);
+    void (*pack_low)(void *dst, const float *b, size_t rows, size_t rank, float gain); /* gain B */
+    void (*add_low)(float *y, size_t ldy, const void *b, const void *low, size_t low_row,
+                    size_t first, size_t rows, size_t n_tok, size_t rank);
 
     cr_matmul_fn *matmul[CR_TYPE_END]; /* NULL for unusable types */
     /* Runs rounds of products of bytes in registers, to measure the peak; returns the operations

@@ -9,6 +9,9 @@
 
 const char *const cr_linear_names[CR_LIN_COUNT] = {"attn_q",   "attn_k", "attn_v",  "attn_output",
                                                    "ffn_gate", "ffn_up", "ffn_down"};
+const enum cr_input cr_linear_inputs[CR_LIN_COUNT] = {CR_INPUT_ATTN, CR_INPUT_ATTN, CR_INPUT_ATTN,
+                                                      CR_INPUT_O,    CR_INPUT_FFN,  CR_INPUT_FFN,
+                                                      CR_INPUT_DOWN};
 
 enum cr_status cr_delta_new(cr_delta **out, int n_layers, size_t n_floats, struct cr_error *err)
 {
@@ -35,6 +38,7 @@ void cr_delta_free(cr_delta *d)
         return;
     cr_free(d->pairs);
     cr_free(d->data);
+    cr_free(d->stacks);
     cr_free(d->packed);
     cr_free(d);
 }
@@ -47,4 +51,9 @@ int cr_delta_rank(const cr_delta *d)
 struct cr_low_rank *cr_delta_at(const cr_delta *d, int layer, enum cr_linear lin)
 {
     return &d->pairs[layer * CR_LIN_COUNT + (int)lin];
+}
+
+const struct cr_low_stack *cr_delta_stack(const cr_delta *d, int layer, enum cr_input input)
+{
+    return d->stacks ? &d->stacks[layer * CR_INPUT_COUNT + (int)input] : NULL;
 }

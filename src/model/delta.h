@@ -21,25 +21,40 @@ enum cr_linear {
 /* GGUF names: "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down". */
 extern const char *const cr_linear_names[CR_LIN_COUNT];
 
+/* What linears take in: q, k and v share theirs, gate and up too. */
+enum cr_input { CR_INPUT_ATTN, CR_INPUT_O, CR_INPUT_FFN, CR_INPUT_DOWN, CR_INPUT_COUNT };
+extern const enum cr_input cr_linear_inputs[CR_LIN_COUNT];
+
 struct cr_low_rank {
     int rank;       /* 0: this linear is unchanged */
     const float *a; /* [rank, n_in] */
     const float *b; /* [n_out, rank] */
-    /* The same packed by cr_delta_pack, or NULL: A as Q8_0 panels, B by cr_kernels.pack_low. */
-    const void *packed_a, *packed_b;
+    /* The same packed by cr_delta_pack, or NULL: B by cr_kernels.pack_low, A from row `stacked` of
+     * the stack of its input. */
+    const void *packed_b;
+    int stacked;
+};
+
+/* The packed A of all linears with one input, one below the other: Q8_0 panels. */
+struct cr_low_stack {
+    int rows;
+    const void *a;
 };
 
 struct cr_delta {
     uint64_t id; /* unique per process: the cache key of a session */
     int n_layers, max_rank;
-    struct cr_low_rank *pairs; /* [n_layers * CR_LIN_COUNT] */
-    float *data;               /* owns a and b when they are not borrowed */
-    char *packed;              /* owns packed_a and packed_b, or NULL */
-    const void *keep_alive;    /* the pool whose A is borrowed, or NULL */
+    struct cr_low_rank *pairs;   /* [n_layers * CR_LIN_COUNT] */
+    float *data;                 /* owns a and b when they are not borrowed */
+    struct cr_low_stack *stacks; /* [n_layers * CR_INPUT_COUNT], or NULL: nothing is packed */
+    char *packed;                /* owns what is packed, or NULL */
+    const void *keep_alive;      /* the pool whose A is borrowed, or NULL */
 };
 
 /* A delta with no pairs set and room for n_floats in data. Free with cr_delta_free. */
 enum cr_status cr_delta_new(cr_delta **out, int n_layers, size_t n_floats, struct cr_error *err);
 struct cr_low_rank *cr_delta_at(const cr_delta *d, int layer, enum cr_linear lin);
+
+const struct cr_low_stack *cr_delta_stack(const cr_delta *d, int layer, enum cr_input input);
 
 #endif

@@ -87,9 +87,9 @@ enum cr_status cr_model_from_gguf(cr_model **out, cr_gguf *g, const char *path,
 /* pages.c: makes the private copy of the weights, once, if the model's options ask for it. Called
  * by cr_session_new: products with the matrices may be running only in sessions that exist. */
 enum cr_status cr_model_place(cr_model *m, struct cr_error *err);
-/* pages.c: packs the pairs of a delta that stand beside quantised weights for the kernels of this
- * machine, in 8 bits: a quarter of the memory to read. The rest, and all where memory lacks or the
- * level packs nothing, stays float32. Call once, before the delta is used. */
+/* delta_pack.c: packs the pairs of a delta that stand beside quantised weights for the kernels of
+ * this machine, in 8 bits: a quarter of the memory to read. The rest, and all where memory lacks or
+ * the level packs nothing, stays float32. Call once, before the delta is used. */
 void cr_delta_pack(const cr_model *m, cr_delta *d);
 /* rope.c: fills rope_freq and rope_mscale from the keys <arch>.rope.* and rope_freqs.weight. */
 enum cr_status cr_rope_setup(cr_model *m, const cr_gguf *g, const char *arch, struct cr_error *err);

@@ -548,30 +548,35 @@ static void test_attention(bool mix)
 
 /* ---- the second factor of a low-rank change -------------------------------------------- */
 
-/* Codes of 127 at most, one of them in each row, and scales that are powers of two: all is exact.
- */
+/* Codes of 127 at most, one of them in each row and in each block of the factor: all is exact. */
 static void check_low(size_t rows, size_t rank, size_t n_tok)
 {
-    size_t ldy = rows + below(5), ldlow = rank + below(5), n_low = n_tok * ldlow + 1;
+    const size_t first = rank <= CR_QK ? 4 * below((CR_QK - rank) / 4 + 1) : 0;
+    size_t ldy = rows + below(5), blocks = (rank + CR_QK - 1) / CR_QK, n = blocks * CR_QK;
+    size_t row = (blocks + below(2)) * sizeof(struct cr_block_q8a);
     struct buf y = buf_new(4 * n_tok * ldy, 4 * below(8)), z = buf_new(4 * n_tok * ldy, 0);
-    struct buf low = buf_new(4 * n_low, 0), b = buf_new(4 * rows * rank, 0);
-    struct buf packed = buf_new(K->low_bytes(rows, rank), 0);
+    struct buf low = buf_new(4 * n_tok * n, 0), b = buf_new(4 * rows * rank, 0);
+    struct buf packed = buf_new(K->low_bytes(rows, rank), 0), x = buf_new(n_tok * row, 0);
     for (size_t i = 0; i < n_tok * ldy; i++)
         floats(&y)[i] = floats(&z)[i] = (float)below(9);
-    for (size_t i = 0; i < n_low; i++)
-        floats(&low)[i] = (float)below(31) - 15;
+    for (size_t t = 0; t < n_tok; t++) {
+        float *v = floats(&low) + t * n;
+        for (size_t k = 0; k < n; k++)
+            v[k] = k % CR_QK ? (float)below(255) - 127 : 127;
+        K->quantize_q8a((void *)((char *)x.data + t * row), v, n);
+    }
     for (size_t r = 0; r < rows; r++)
         for (size_t k = 0; k < rank; k++) {
             float code = k == r % rank ? 127 : (float)below(255) - 127;
             floats(&b)[r * rank + k] = code * (r % 2 ? 0.5f : 2);
         }
-    K->pack_low(packed.data, floats(&b), rows, rank);
-    K->add_low(floats(&y), ldy, packed.data, floats(&low), ldlow, rows, n_tok, rank);
+    K->pack_low(packed.data, floats(&b), rows, rank, 0.25f);
+    K->add_low(floats(&y), ldy, packed.data, x.data, row, first, rows, n_tok, rank);
     for (size_t t = 0; t < n_tok; t++) {
         for (size_t r = 0; r < rows; r++) {
             float want = floats(&z)[t * ldy + r];
             for (size_t k = 0; k < rank; k++)
-                want += floats(&b)[r * rank + k] * floats(&low)[t * ldlow + k];
+                want += 0.25f * floats(&b)[r * rank + k] * floats(&low)[t * n + first + k];
             CHECK(floats(&y)[t * ldy + r] == want, "%zux%zu, row %zu token %zu of %zu: %g, want %g",
                   rows, rank, r, t, n_tok, (double)floats(&y)[t * ldy + r], (double)want);
         }
@@ -583,6 +588,7 @@ static void check_low(size_t rows, size_t rank, size_t n_tok)
     buf_free(&low);
     buf_free(&b);
     buf_free(&packed);
+    buf_free(&x);
 }
 
 static void test_low(void)
