@@ -2,14 +2,16 @@
 /*
  * `crayon blend`: the user's examples in, a palette out. The levels run one after the other, each
  * named and timed, so that Ctrl-C keeps the best so far: instant (q_x, no model run), measured
- * (middle view), refined (labels, gradient-free). Part of the user's lines is held out to measure
- * before and after; a blend that does not help is said so and the palette keeps the base model.
+ * (middle view), refined (labels, gradient-free), tuned (gradient steps, when asked for). Part of
+ * the user's lines is held out to measure before and after; tuning that does not beat the blend
+ * there is dropped, and for a blend that does not help the palette keeps the base model.
  */
 #include "adapt/blend.h"
 
 #include "adapt/palette.h"
 #include "base/mem.h"
 #include "base/rng.h"
+#include "blend_tune.h"
 #include "common.h"
 #include "info.h"
 #include "measure.h"
@@ -42,8 +44,9 @@ struct blend {
     struct cr_blend_result result;
     cr_delta *delta;
     double apply_ms;
-    struct cr_measure before, after;
-    bool measured, helps;
+    struct cr_tuned tuned;
+    struct cr_measure before, after, after_tuning;
+    bool measured, helps, tuning_helps; /* more than the blend */
     struct cr_progress line;
     struct cr_error err;
 };
@@ -142,6 +145,27 @@ static void options_of(const struct blend *b, enum cr_level level, bool last,
         o->view = (enum cr_view)cr_view_by_name(view);
 }
 
+/* Gradient steps on the blend's adapter. What stops them or has no room leaves the blend. */
+static enum cr_status tune(struct blend *b)
+{
+    const struct cr_blend_result *r = &b->result;
+    double passes = r->n_evals + 5.0; /* REFINE's, and the starts of PICK */
+    if (cr_interrupted())
+        return CR_OK;
+    enum cr_status st =
+        cr_tuned_make(&b->tuned, b->a, b->setup.model, b->pool, b->delta, b->used, b->n_used,
+                      b->opt.solver == CR_SOLVE_REFINE ? 1e-3 * r->solve_ms / passes : 0, &b->err);
+    if (st == CR_CANCELLED) {
+        cr_note("tuned: stopped; the blend stands");
+        return CR_OK;
+    }
+    if (st == CR_LIMIT || st == CR_INVALID) { /* no memory; steps that led to no finite loss */
+        cr_warn("%s; the blend stands", b->err.msg);
+        return CR_OK;
+    }
+    return st;
+}
+
 /* Runs one level; keeps its result if it came to one. */
 static enum cr_status run_level(struct blend *b, enum cr_level level, bool last)
 {
@@ -169,7 +193,8 @@ static enum cr_status run_level(struct blend *b, enum cr_level level, bool last)
 
 static enum cr_status solve(struct blend *b)
 {
-    enum cr_level last = last_level(b);
+    enum cr_level wanted = last_level(b);
+    enum cr_level last = wanted == CR_LEVEL_TUNED ? CR_LEVEL_REFINED : wanted;
     enum cr_status st = CR_OK;
     /* A solver that was asked for by name is run alone; else the levels build up to the last. */
     bool alone = cr_arg_text(b->a, CR_OPT_SOLVER) || cr_arg_text(b->a, CR_OPT_VIEW);
@@ -184,7 +209,7 @@ static enum cr_status solve(struct blend *b)
     double start = cr_now();
     st = cr_pool_blend(&b->delta, b->pool, b->result.weights, &b->err);
     b->apply_ms = 1e3 * (cr_now() - start);
-    return st;
+    return !st && wanted == CR_LEVEL_TUNED ? tune(b) : st;
 }
 
 /* ---- before and after ---- */
@@ -224,7 +249,7 @@ static enum cr_status measure_one(struct blend *b, cr_scorer *scorer, const cr_d
     return st;
 }
 
-/* The blend helps when more lines are right; among equals the higher F1, then the lower loss. */
+/* It helps when more lines are right; among equals the higher F1, then the lower loss. */
 static bool is_better(const struct cr_measure *after, const struct cr_measure *before)
 {
     if (after->accuracy != before->accuracy)
@@ -234,10 +259,17 @@ static bool is_better(const struct cr_measure *after, const struct cr_measure *b
     return after->loss < before->loss;
 }
 
+/* The measurement of what the palette would keep: the tuned blend or the blend. */
+static const struct cr_measure *kept(const struct blend *b)
+{
+    return b->tuning_helps ? &b->after_tuning : &b->after;
+}
+
 static enum cr_status measure(struct blend *b)
 {
     cr_scorer *scorer;
     b->helps = true; /* not shown otherwise */
+    b->tuning_helps = b->tuned.pool != NULL;
     if (!b->n_held)
         return CR_OK;
     enum cr_status st = cr_scorer_new(&scorer, b->setup.model, b->held, b->n_held, &b->err);
@@ -249,14 +281,18 @@ static enum cr_status measure(struct blend *b)
     st = measure_one(b, scorer, NULL, "before", &b->before);
     if (!st)
         st = measure_one(b, scorer, b->delta, "after", &b->after);
+    if (!st && b->tuned.pool)
+        st = measure_one(b, scorer, b->tuned.delta, "tuned", &b->after_tuning);
     cr_scorer_free(scorer);
     if (st == CR_CANCELLED) {
         cr_note("stopped before the held-out lines were measured");
         return CR_OK;
     }
     b->measured = !st;
+    if (!st && b->tuned.pool)
+        b->tuning_helps = is_better(&b->after_tuning, &b->after);
     if (!st)
-        b->helps = is_better(&b->after, &b->before);
+        b->helps = is_better(kept(b), &b->before);
     return st;
 }
 
@@ -290,7 +326,13 @@ static enum cr_status write_palette(struct blend *b, const char *path)
 {
     const struct cr_blend_result *r = &b->result;
     const char *name = cr_arg_text(b->a, CR_OPT_NAME);
-    char created[32], *pool_path = pool_path_for(b->pool_path, path);
+    float one = 1;
+    bool tuned = b->helps && b->tuning_helps;
+    enum cr_status st = tuned ? cr_tuned_keep(&b->tuned, &b->err) : CR_OK;
+    if (st)
+        return st;
+    b->level = tuned ? CR_LEVEL_TUNED : b->level;
+    char created[32], *pool_path = pool_path_for(tuned ? b->tuned.path : b->pool_path, path);
     if (!pool_path)
         return cr_error_set(&b->err, CR_NO_MEMORY, "out of memory");
     utc_now(created);
@@ -299,10 +341,14 @@ static enum cr_status write_palette(struct blend *b, const char *path)
         .name = (char *)(name ? name : ""),
         .base_hash = (char *)cr_model_hash(b->setup.model),
         .base_name = (char *)cr_model_info(b->setup.model)->name,
-        .pool_hash = b->pool->hash,
+        .pool_hash = tuned ? b->tuned.pool->hash : b->pool->hash,
         .pool_path = pool_path,
-        .n = b->helps ? r->n : 0,
-        .weights = b->helps ? r->weights : NULL,
+        .n = tuned      ? 1
+             : b->helps ? r->n
+                        : 0,
+        .weights = tuned      ? &one
+                   : b->helps ? r->weights
+                              : NULL,
         .solver = b->opt.solver,
         .level = b->level,
         .view = b->opt.view,
@@ -315,15 +361,15 @@ static enum cr_status write_palette(struct blend *b, const char *path)
         .n_examples = (int)b->n_used,
         .n_held_out = (int)b->n_held,
         .before = b->measured ? (float)b->before.accuracy : NAN,
-        .after = b->measured ? (float)b->after.accuracy : NAN,
+        .after = b->measured ? (float)kept(b)->accuracy : NAN,
         .loss_before = b->measured ? (float)b->before.loss : NAN,
-        .loss_after = b->measured ? (float)b->after.loss : NAN,
+        .loss_after = b->measured ? (float)kept(b)->loss : NAN,
         .metric = !b->measured ? (char *)""
                   : choices    ? (char *)"accuracy"
                                : (char *)"exact",
         .created = created,
     };
-    enum cr_status st = cr_palette_write(&p, path, &b->err);
+    st = cr_palette_write(&p, path, &b->err);
     cr_free(pool_path);
     return st;
 }
@@ -349,6 +395,33 @@ static void measure_facts(struct cr_facts *f, const char *key, const struct cr_m
              m->n_choices >= m->n_short ? "accuracy" : "exact", 100 * m->accuracy, f1, m->loss,
              m->n);
     cr_fact_str(f, key, text);
+}
+
+static const char *verdict(const struct blend *b)
+{
+    if (!b->measured)
+        return b->n_held ? "not measured: stopped" : "not measured: no line is held out";
+    if (!b->helps)
+        return "the blend does not help: the palette keeps the base model";
+    if (b->tuned.pool)
+        return b->tuning_helps ? "the tuned blend helps"
+                               : "the blend helps, tuning does not: the palette keeps the blend";
+    return "the blend helps";
+}
+
+static void tuned_facts(struct cr_facts *f, const struct blend *b)
+{
+    struct stat sb;
+    const struct cr_tuned *t = &b->tuned;
+    cr_fact_int(f, "tuned_steps", t->steps);
+    cr_fact_real(f, "tuned_seconds", t->seconds);
+    cr_fact_bytes(f, "tuned_memory", t->planned_bytes);
+    cr_fact_real(f, "tuned_loss_first", (double)t->loss_first);
+    cr_fact_real(f, "tuned_loss_last", (double)t->loss_last);
+    if (t->temporary) /* not kept */
+        return;
+    cr_fact_str(f, "tuned_file", t->path);
+    cr_fact_int(f, "tuned_file_bytes", stat(t->path, &sb) ? 0 : (long long)sb.st_size);
 }
 
 static int report(struct blend *b, const char *path)
@@ -383,15 +456,14 @@ static int report(struct blend *b, const char *path)
     if (b->measured) {
         measure_facts(&f, "before", &b->before);
         measure_facts(&f, "after", &b->after);
+        if (b->tuned.pool)
+            measure_facts(&f, "after_tuning", &b->after_tuning);
         if (f.json)
             cr_json_bool(&f.j, "helps", b->helps);
-        cr_fact_str(&f, "verdict",
-                    b->helps ? "the blend helps"
-                             : "the blend does not help: the palette keeps the base model");
-    } else {
-        cr_fact_str(&f, "verdict",
-                    b->n_held ? "not measured: stopped" : "not measured: no line is held out");
     }
+    if (b->tuned.pool)
+        tuned_facts(&f, b);
+    cr_fact_str(&f, "verdict", verdict(b));
     cr_fact_str(&f, "palette", path);
     cr_fact_int(&f, "palette_bytes", stat(path, &sb) ? 0 : (long long)sb.st_size);
     return cr_facts_print(&f);
@@ -411,7 +483,11 @@ static enum cr_status open_pool(struct blend *b)
 
 static enum cr_status run(struct blend *b)
 {
-    enum cr_status st = cr_setup_open(&b->setup, b->a, 0, &b->err);
+    const char *level = cr_arg_text(b->a, CR_OPT_LEVEL);
+    bool tunes = level && cr_level_by_name(level) == CR_LEVEL_TUNED;
+    enum cr_status st = tunes ? cr_tuned_check(&b->err) : CR_OK;
+    if (!st)
+        st = cr_setup_open(&b->setup, b->a, 0, &b->err);
     if (!st)
         st = open_pool(b);
     if (!st)
@@ -437,6 +513,7 @@ int cr_cli_blend(const struct cr_args *a)
     if (!st)
         st = write_palette(&b, path);
     int code = st ? cr_fail(&b.err) : report(&b, path);
+    cr_tuned_deinit(&b.tuned);
     cr_delta_free(b.delta);
     cr_blend_result_deinit(&b.result);
     cr_free(b.used);

@@ -9,6 +9,7 @@
 #include "facts.h"
 #include "messages.h"
 #include "tasks.h"
+#include "tune/fit.h"
 #include "tune/peers.h"
 #include "verbs.h"
 
@@ -236,26 +237,22 @@ static enum cr_status start_of(const struct cr_args *a, cr_model *m, struct cr_t
         st = cr_pool_open(pool, m, cr_palette_pool_path(palette), err);
     if (!st)
         st = cr_palette_delta(delta, palette, *pool, err);
-    for (int l = 0; !st && l < CR_LIN_COUNT; l++)
-        o->target[l] = (*pool)->target[l];
     cr_palette_close(palette);
     if (st)
         return st;
-    o->start = *delta;
-    o->kind = CR_POOL_LORA;
-    o->form = CR_POOL_SHARED;
-    o->n = 1;
-    o->rank = (*delta)->max_rank;
-    if (!cr_arg_given(a, CR_OPT_ALPHA))
-        o->alpha = 2 * (float)o->rank;
-    if (!cr_arg_given(a, CR_OPT_STEPS) && !cr_arg_given(a, CR_OPT_EPOCHS))
-        o->steps = 8;
-    if (!cr_arg_given(a, CR_OPT_LR))
-        o->lr = 3e-4F;
-    if (!cr_arg_given(a, CR_OPT_WARM_UP))
-        o->warm_up = 0;
-    if (!cr_arg_given(a, CR_OPT_LR_END))
-        o->lr_end = 1;
+    const struct cr_train_options given = *o;
+    cr_fit_options(o, *pool, *delta);
+    o->checkpoint_s = given.checkpoint_s;
+    if (cr_arg_given(a, CR_OPT_ALPHA))
+        o->alpha = given.alpha;
+    if (cr_arg_given(a, CR_OPT_STEPS) || cr_arg_given(a, CR_OPT_EPOCHS))
+        o->steps = given.steps;
+    if (cr_arg_given(a, CR_OPT_LR))
+        o->lr = given.lr;
+    if (cr_arg_given(a, CR_OPT_WARM_UP))
+        o->warm_up = given.warm_up;
+    if (cr_arg_given(a, CR_OPT_LR_END))
+        o->lr_end = given.lr_end;
     return CR_OK;
 }
 

@@ -205,8 +205,13 @@ const struct cr_verb cr_verbs[] = {
          "the model, measured runs half of it, refined uses the answers. Ctrl-C keeps the best so "
          "far.\n"
          "A share of the lines is held out to measure before and after; where the blend does not\n"
-         "help, that is said and the palette keeps the base model.",
+         "help, that is said and the palette keeps the base model.\n"
+         "\n"
+         "--level tuned goes on with gradient steps from the blend, and says beforehand how long\n"
+         "they take and how much memory. Where the held-out lines are better for it, an adapter\n"
+         "NAME.tuned.gguf is left beside the palette, which refers to it; else the blend stays.",
      .examples = "  crayon blend --examples mine.jsonl -o mine.palette\n"
+                 "  crayon blend --examples mine.jsonl -o mine.palette --level tuned\n"
                  "  crayon run --palette mine.palette -p \"play some jazz\"",
      .run = cr_cli_blend},
     {.id = CR_VERB_EVAL,

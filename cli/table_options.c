@@ -171,9 +171,13 @@ const struct cr_option cr_options[] = {
     VALUE(STOP, RUN, SAMPLING, 0, "stop", TEXT, CR_OF_MANY, "TEXT", NULL, "end before this text"),
     FLAG(IGNORE_END, RUN, SAMPLING, 0, "ignore-end", "go on past the model's end tokens"),
     /* ---- blend and evaluation ---- */
-    VALUE(LEVEL, BLEND, BLEND, 0, "level", CHOICE, 0, "instant|measured|refined", NULL,
-          "how far to go: instant (no model run), measured (middle view), refined (labels); "
-          "without it what the examples allow"),
+    VALUE(LEVEL, BLEND, BLEND, 0, "level", CHOICE, 0, "instant|measured|refined|tuned", NULL,
+          "how far to go: instant (no model run), measured (middle view), refined (labels), tuned "
+          "(gradient steps on the blend); without it what the examples allow, never tuned"),
+    NUMBER(STEPS, BLEND, BLEND, 0, "steps", INT, 0, "N", "8", 1, 1000,
+           "gradient steps of the level tuned, each over all examples"),
+    NUMBER(LR, BLEND, BLEND, 0, "lr", REAL, 0, "R", "0.0003", 0, 10,
+           "learning rate of the level tuned"),
     VALUE(SOLVER, BLEND, BLEND, 0, "solver", CHOICE, 0,
           "uniform|softmax|meanw|simplex|knn|nearest|mean|pick|refine", NULL, "this solver alone"),
     VALUE(VIEW, BLEND, BLEND, 0, "view", CHOICE, 0, "qx|middle", NULL,

@@ -33,7 +33,7 @@ void cr_level_options(enum cr_level level, const cr_pool *p, struct cr_blend_opt
 {
     bool middle = level != CR_LEVEL_INSTANT && p->index.mid_proto;
     opt->view = middle ? CR_VIEW_MIDDLE : CR_VIEW_QX;
-    opt->solver = level == CR_LEVEL_REFINED     ? CR_SOLVE_REFINE
+    opt->solver = level >= CR_LEVEL_REFINED     ? CR_SOLVE_REFINE
                   : p->kind == CR_POOL_CENTROID ? CR_SOLVE_SOFTMAX
                   : p->kind == CR_POOL_LIBRARY  ? CR_SOLVE_KNN
                                                 : CR_SOLVE_UNIFORM;

@@ -27,10 +27,17 @@ enum cr_solver {
     CR_SOLVE_REFINE,
     CR_SOLVE_COUNT
 };
-enum cr_level { CR_LEVEL_INSTANT, CR_LEVEL_MEASURED, CR_LEVEL_REFINED, CR_LEVEL_COUNT };
+/* TUNED goes on from REFINED by gradient steps (tune/fit.h); here it solves as REFINED does. */
+enum cr_level {
+    CR_LEVEL_INSTANT,
+    CR_LEVEL_MEASURED,
+    CR_LEVEL_REFINED,
+    CR_LEVEL_TUNED,
+    CR_LEVEL_COUNT
+};
 
 const char *cr_solver_name(enum cr_solver s); /* "knn", ... */
-const char *cr_level_name(enum cr_level l);   /* "instant", "measured", "refined" */
+const char *cr_level_name(enum cr_level l);   /* "instant", "measured", "refined", "tuned" */
 int cr_solver_by_name(const char *name);      /* -1 */
 int cr_level_by_name(const char *name);       /* -1 */
 

@@ -140,6 +140,45 @@ enum cr_status cr_pool_index_alloc(cr_pool *p, int n_entries, struct cr_error *e
     return cr_error_set(err, CR_NO_MEMORY, "pool: out of memory for %d index entries", n_entries);
 }
 
+static void copy_floats(float **to, const float *from, size_t n)
+{
+    if (from) {
+        memcpy(*to, from, n * sizeof **to);
+    } else {
+        cr_free(*to);
+        *to = NULL;
+    }
+}
+
+enum cr_status cr_pool_index_copy(cr_pool *to, const cr_pool *from, struct cr_error *err)
+{
+    struct cr_pool_index *x = &to->index;
+    const struct cr_pool_index *y = &from->index;
+    size_t t = (size_t)y->n_entries, q = (size_t)to->model->q_dim, e = (size_t)to->model->n_embd;
+    if (!t)
+        return CR_OK;
+    enum cr_status st = cr_pool_index_alloc(to, y->n_entries, err);
+    for (size_t i = 0; !st && i < t; i++) {
+        x->names[i] = cr_strdup(y->names[i]);
+        x->about[i] = cr_strdup(y->about[i]);
+        x->rows[i] = y->rows[i];
+        if (!x->names[i] || !x->about[i])
+            st = cr_error_set(err, CR_NO_MEMORY, "pool: out of memory for the index");
+    }
+    if (st)
+        return st;
+    for (size_t i = 0; i < t * (size_t)to->n; i++)
+        x->weights[i] = to->n == from->n ? y->weights[i] : 1;
+    copy_floats(&x->qx_mean, y->qx_mean, q);
+    copy_floats(&x->qx_proto, y->qx_proto, t * q);
+    copy_floats(&x->mid_mean, y->mid_mean, e);
+    copy_floats(&x->mid_std, y->mid_std, e);
+    copy_floats(&x->mid_proto, y->mid_proto, t * e);
+    x->tau_qx = y->tau_qx;
+    x->tau_middle = y->tau_middle;
+    return CR_OK;
+}
+
 void cr_pool_close(cr_pool *p)
 {
     if (!p)

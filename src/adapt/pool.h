@@ -80,6 +80,9 @@ enum cr_status cr_pool_new_without_b(cr_pool **out, const cr_model *m, enum cr_p
                                      const bool target[CR_LIN_COUNT], struct cr_error *err);
 /* Room for T index entries. */
 enum cr_status cr_pool_index_alloc(cr_pool *p, int n_entries, struct cr_error *err);
+/* The index of another pool of the same model, if it has one: names, prototypes, and its weights
+ * where both have as many adapters, else 1. So what is tuned from a blend keeps the pool's view. */
+enum cr_status cr_pool_index_copy(cr_pool *to, const cr_pool *from, struct cr_error *err);
 /* Checks the pool as cr_pool_open does and writes it whole or not at all. type CR_F16 or CR_F32 for
  * the adapters (CR_INVALID where a value does not fit F16); the index is float32. */
 enum cr_status cr_pool_write(const cr_pool *p, const char *path, uint32_t type,

@@ -26,7 +26,7 @@ static double dot(const float *a, const float *b, int n)
 
 static const char *const solver_names[CR_SOLVE_COUNT] = {
     "uniform", "softmax", "meanw", "simplex", "knn", "nearest", "mean", "pick", "refine"};
-static const char *const level_names[CR_LEVEL_COUNT] = {"instant", "measured", "refined"};
+static const char *const level_names[CR_LEVEL_COUNT] = {"instant", "measured", "refined", "tuned"};
 
 const char *cr_solver_name(enum cr_solver s)
 {

@@ -214,7 +214,7 @@ void cr_special_blend(cr_worker *w, struct cr_job *j)
     if (!json_is_array(list) || json_array_size(list) == 0 || json_array_size(list) > MAX_EXAMPLES)
         cr_api_error_set(&e, 400, "examples", NULL, "examples: want an array of 1 to %d examples",
                          MAX_EXAMPLES);
-    else if (by_name < 0)
+    else if (by_name < 0 || by_name > CR_LEVEL_REFINED)
         cr_api_error_set(&e, 400, "level", NULL,
                          "level: want \"instant\", \"measured\" or \"refined\"");
     else if (name && !cr_shelf_is_name(name))

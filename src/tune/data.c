@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Reads all files, draws the rows of each task, makes tokens of them, and keeps no text but some
- * examples of each task for the index.
+ * Reads all files (or takes examples), draws the rows of each task, makes tokens of them, and keeps
+ * no text but some examples of each task for the index.
  */
 #include "tune/data.h"
 
@@ -84,9 +84,28 @@ static bool has_answer(const struct cr_example *e)
     return e->answer && e->answer[0];
 }
 
+/* `name`: the task of a line that names none. */
+static enum cr_status add_line(struct reader *r, const struct cr_example *e, const char *name,
+                               size_t len)
+{
+    struct source *line = &r->lines[r->n_lines];
+    if (!has_answer(e)) {
+        r->d->n_no_answer++;
+        return CR_OK;
+    }
+    if (e->task[0]) {
+        name = e->task;
+        len = strlen(name);
+    }
+    line->e = e;
+    enum cr_status status = find_task(r, name, len, &line->task);
+    r->n_lines += !status;
+    return status;
+}
+
 static enum cr_status read_files(struct reader *r)
 {
-    size_t total = 0;
+    size_t total = r->opt->n_examples;
     for (size_t f = 0; f < r->opt->n_files; f++) {
         enum cr_status status = cr_examples_read(&r->files[f], r->opt->files[f], r->err);
         if (status)
@@ -96,26 +115,16 @@ static enum cr_status read_files(struct reader *r)
     r->lines = cr_alloc(total, sizeof *r->lines);
     if (!r->lines)
         return no_memory(r->err);
+    enum cr_status status = CR_OK;
     for (size_t f = 0; f < r->opt->n_files; f++) {
-        for (size_t i = 0; i < r->files[f].n; i++) {
-            const struct cr_example *e = &r->files[f].v[i];
-            const char *name = e->task;
-            size_t len = strlen(name);
-            struct source *line = &r->lines[r->n_lines];
-            if (!has_answer(e)) {
-                r->d->n_no_answer++;
-                continue;
-            }
-            if (len == 0)
-                len = stem(r->opt->files[f], &name);
-            line->e = e;
-            enum cr_status status = find_task(r, name, len, &line->task);
-            if (status)
-                return status;
-            r->n_lines++;
-        }
+        const char *name;
+        size_t len = stem(r->opt->files[f], &name);
+        for (size_t i = 0; i < r->files[f].n && !status; i++)
+            status = add_line(r, &r->files[f].v[i], name, len);
     }
-    return CR_OK;
+    for (size_t i = 0; i < r->opt->n_examples && !status; i++)
+        status = add_line(r, &r->opt->examples[i], "examples", 8);
+    return status;
 }
 
 /* Puts the lines task by task, in the order of reading within each. */
@@ -274,7 +283,7 @@ enum cr_status cr_data_read(struct cr_train_data *d, cr_model *m, const struct c
 {
     struct reader r = {.d = d, .m = m, .opt = opt, .err = err};
     memset(d, 0, sizeof *d);
-    r.files = cr_alloc0(opt->n_files, sizeof *r.files);
+    r.files = cr_alloc0(opt->n_files + 1, sizeof *r.files);
     enum cr_status status = r.files ? read_files(&r) : no_memory(err);
     if (!status)
         status = group_by_task(&r);

@@ -41,6 +41,8 @@ struct cr_data_options {
     int rows_per_task, max_tokens; /* rows_per_task 0: all */
     uint64_t seed;
     bool want_qx;
+    const struct cr_example *examples; /* in place of files; one task unless they name theirs */
+    size_t n_examples;
 };
 
 /* The task of a line is its "task" field, else the file's name up to the first dot. Free with

@@ -116,7 +116,7 @@ static enum cr_status check_options(const struct cr_train_options *o, struct cr_
         any |= o->target[i];
     if (!status && !any)
         status = cr_error_set(err, CR_INVALID, "training: no linear layer is a target");
-    if (!status && o->n_files == 0)
+    if (!status && o->n_files == 0 && o->n_examples == 0)
         status = cr_error_set(err, CR_INVALID, "training: no task files");
     if (!status && o->kind == CR_POOL_LORA && o->n != 1)
         status = cr_error_set(err, CR_INVALID, "training: a plain LoRA has n 1, got %d", o->n);
@@ -413,10 +413,19 @@ enum cr_status cr_trainer_new(cr_trainer **out, cr_model *m, const struct cr_tra
         status = choose_precision(t, err);
     if (!status)
         status = own_strings(t, opt, err);
-    struct cr_data_options data = {opt->files,        opt->n_files, t->opt.rows_per_task,
-                                   t->opt.max_tokens, t->opt.seed,  opt->kind == CR_POOL_CENTROID};
+    struct cr_data_options data = {.files = opt->files,
+                                   .n_files = opt->n_files,
+                                   .examples = opt->examples,
+                                   .n_examples = opt->n_examples,
+                                   .rows_per_task = t->opt.rows_per_task,
+                                   .max_tokens = t->opt.max_tokens,
+                                   .seed = t->opt.seed,
+                                   .want_qx = opt->kind == CR_POOL_CENTROID};
     if (!status)
         status = cr_data_read(&t->data, m, &data, err);
+    t->opt.examples = NULL;
+    if (!status && opt->start && t->data.n_tokens < (size_t)t->opt.tokens_per_step)
+        t->opt.tokens_per_step = (int)t->data.n_tokens;
     if (!status)
         status = choose_weights(t, err);
     if (status)

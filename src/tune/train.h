@@ -55,6 +55,8 @@ struct cr_train_options {
     /* data: one task per file, or the "task" field of its lines where they have one */
     const char *const *files; /* borrowed while the trainer lives */
     size_t n_files;
+    const struct cr_example *examples; /* in place of files; borrowed while the trainer is made */
+    size_t n_examples;
     int rows_per_task; /* at most so many of each task, drawn by seed; 0: all */
     int max_tokens;    /* longer rows are left out and counted; 0: 1024, at most the context */
     /* the pool */
@@ -80,7 +82,8 @@ struct cr_train_options {
     float lr_end;  /* share of lr at the end of the cosine */
     float clip;    /* of the global gradient norm; 0: off */
     /* Where a plain LoRA (kind lora) begins: an adapter of the same rank and targets, such as a
-     * blend; borrowed while the trainer is made. NULL: the usual random A and zero B. */
+     * blend; borrowed while the trainer is made. NULL: the usual random A and zero B. From a start
+     * no step holds a row twice, however few there are. */
     const cr_delta *start;
     uint64_t seed;
     /* files and limits; the threads are those of the model */

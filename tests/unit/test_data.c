@@ -10,7 +10,11 @@ static cr_model *model;
 
 static struct cr_train_data read_data(int rows_per_task, int max_tokens, uint64_t seed)
 {
-    struct cr_data_options o = {files.names, 2, rows_per_task, max_tokens, seed, false};
+    struct cr_data_options o = {.files = files.names,
+                                .n_files = 2,
+                                .rows_per_task = rows_per_task,
+                                .max_tokens = max_tokens,
+                                .seed = seed};
     struct cr_train_data d;
     struct cr_error err;
     if (cr_data_read(&d, model, &o, &err))
@@ -95,7 +99,12 @@ static void drawn_by_seed(void **state)
 static void out_of_memory(void **state)
 {
     (void)state;
-    struct cr_data_options o = {files.names, 2, 5, 1000, 1, true};
+    struct cr_data_options o = {.files = files.names,
+                                .n_files = 2,
+                                .rows_per_task = 5,
+                                .max_tokens = 1000,
+                                .seed = 1,
+                                .want_qx = true};
     size_t before = cr_mem_now();
     for (uint64_t n = 1;; n++) {
         struct cr_train_data d;

@@ -6,6 +6,7 @@
 #include "adapt/score.h"
 #include "base/mem.h"
 #include "train_files.h"
+#include "tune/fit.h"
 
 #include <errno.h>
 #include <math.h>
@@ -407,6 +408,72 @@ static void start_from_a_blend(void **state)
     cr_model_close(m);
 }
 
+/* Mean loss of rows that were not trained on, under the delta. */
+static double loss_of(cr_model *m, const struct cr_example *e, size_t n, const cr_delta *d)
+{
+    const struct cr_example_score *scores;
+    struct cr_error err;
+    cr_scorer *s;
+    double sum = 0;
+    must(cr_scorer_new(&s, m, e, n, &err), &err);
+    must(cr_scorer_run(s, d, &scores, NULL, NULL, &err), &err);
+    for (size_t i = 0; i < n; i++)
+        sum += (double)scores[i].loss / (double)n;
+    cr_scorer_free(s);
+    return sum;
+}
+
+/* The level "tuned": from the blend, on examples in memory, better on rows that it has not seen;
+ * the file that is read back has the index of the pool it came from. */
+static void fit(void **state)
+{
+    (void)state;
+    struct cr_train_options o = train_options(&files);
+    struct cr_examples e;
+    struct cr_error err;
+    const float one = 1;
+    float loss;
+    cr_delta *d, *tuned;
+    cr_pool *q;
+    cr_model *m = train_model(2);
+    o.steps = 6;
+    cr_pool *p = trained_pool(m, &o, &loss);
+    must(cr_examples_read(&e, files.animal, &err), &err);
+    must(cr_pool_blend(&d, p, p->index.weights + p->n, &err), &err);
+    double before = loss_of(m, e.v + 6, 3, d);
+
+    o = cr_train_options_default();
+    cr_fit_options(&o, p, d);
+    o.examples = e.v;
+    o.n_examples = 6;
+    o.lr = 3e-3f;
+    cr_trainer *t = trainer(m, &o);
+    const struct cr_train_plan *plan = cr_trainer_plan(t);
+    assert_true(plan->n_rows == 6 && plan->n_steps == 8 && plan->epochs == 8); /* once a step */
+    must(cr_trainer_run(t, NULL, &err), &err);
+    must(cr_fit_pool(&q, t, p, &err), &err);
+    must(cr_pool_write(q, files.pool, CR_F16, &err), &err);
+    cr_pool_close(q);
+    must(cr_pool_open(&q, m, files.pool, &err), &err);
+    assert_true(q->kind == CR_POOL_LORA && q->n == 1 && q->rank == p->rank);
+    assert_int_equal(q->index.n_entries, p->index.n_entries);
+    assert_string_equal(q->index.names[1], "animal");
+    assert_true(q->index.weights[0] == 1 && q->index.weights[1] == 1);
+    assert_memory_equal(q->index.qx_proto, p->index.qx_proto, 2 * (size_t)m->q_dim * sizeof(float));
+    assert_memory_equal(q->index.mid_std, p->index.mid_std, (size_t)m->n_embd * sizeof(float));
+    must(cr_pool_blend(&tuned, q, &one, &err), &err);
+    double after = loss_of(m, e.v + 6, 3, tuned);
+    if (!(after < 0.9 * before))
+        fail_msg("tuning does not help: %g, was %g", after, before);
+    cr_delta_free(tuned);
+    cr_delta_free(d);
+    cr_trainer_free(t);
+    cr_pool_close(q);
+    cr_pool_close(p);
+    cr_examples_deinit(&e);
+    cr_model_close(m);
+}
+
 static void centroids(void **state)
 {
     (void)state;
@@ -561,6 +628,7 @@ int main(void)
         cmocka_unit_test(library),
         cmocka_unit_test(loss_is_that_of_the_engine),
         cmocka_unit_test(start_from_a_blend),
+        cmocka_unit_test(fit),
         cmocka_unit_test(centroids),
         cmocka_unit_test(separate_and_lora),
         cmocka_unit_test(bad_options),
