@@ -66,10 +66,10 @@ tsan: deps ## thread tests under ThreadSanitizer
 	@cmake --preset tsan > /dev/null && cmake --build build/tsan && \
 	  ctest --test-dir build/tsan --output-on-failure -L threads
 
-fuzz: deps ## run every fuzz target for FUZZ_SECONDS (default 60) each
+fuzz: deps ## run every fuzz target for FUZZ_SECONDS (default 60) each, or FUZZ_RUNS executions; TARGETS="fuzz_http ..."
 	@tools/deps.sh $(CHECK_PACKAGES)
 	@cmake --preset fuzz > /dev/null && cmake --build build/fuzz && \
-	  tests/fuzz/run.sh build/fuzz $(or $(FUZZ_SECONDS),60)
+	  tests/fuzz/run.sh build/fuzz $(or $(FUZZ_SECONDS),60) $(or $(FUZZ_RUNS),0) $(TARGETS)
 
 deb: all ## make a Debian package in build/ and have lintian judge it
 	@tools/deps.sh $(DEB_PACKAGES)

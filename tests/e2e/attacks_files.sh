@@ -12,7 +12,8 @@ kept=0
 for info in /proc/$pid/fdinfo/*; do
     fd=${info##*/}
     case " $inherited " in *" $fd "*) continue ;; esac
-    flags=$(sed -n 's/^flags:\t*//p' "$info")
+    flags=$(sed -n 's/^flags:\t*//p' "$info" 2> /dev/null)
+    [ "$flags" ] || continue # closed meanwhile
     [ $((flags & 02000000)) = 0 ] && { kept=$((kept + 1)); readlink "/proc/$pid/fd/$fd" >&2; }
 done
 exec 8>&-
