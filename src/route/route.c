@@ -223,6 +223,11 @@ const char *cr_router_closed(const cr_router *r)
                                                    : NULL;
 }
 
+bool cr_router_decides_early(const cr_router *r)
+{
+    return r->rule == CR_RULE_RANDOM || r->rule == CR_RULE_SCOPE;
+}
+
 static enum cr_status open_ledger(cr_router *r, struct cr_error *err)
 {
     pthread_mutex_lock(&r->lock);

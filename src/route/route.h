@@ -79,6 +79,9 @@ void cr_router_decide(cr_router *r, const cr_palette *p, const struct cr_signals
  */
 const char *cr_router_closed(const cr_router *r);
 
+/* Does its rule ask only what the question is, not how the model answered it? RANDOM and SCOPE. */
+bool cr_router_decides_early(const cr_router *r);
+
 /* Notes a decision in the ledger, so that `crayon route explain ID` can tell it later. palette: its
  * name, or NULL. What cannot be noted is logged, no more. */
 void cr_router_note(cr_router *r, const char *request_id, const char *palette,

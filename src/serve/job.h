@@ -88,7 +88,9 @@ void cr_worker_free(cr_worker *w);
 const struct cr_serve_options *cr_worker_options(const cr_worker *w);
 cr_routing *cr_worker_routing(const cr_worker *w); /* NULL: nothing is routed */
 
-/* job.c: waits until *n, which `lock` guards and `change` tells of, is 0, at most ms milliseconds;
+/* job.c: a condition that waits by the monotonic clock. */
+void cr_cond_init(pthread_cond_t *c);
+/* Waits until *n, which `lock` guards and `change` tells of, is 0, at most ms milliseconds;
  * is it? */
 bool cr_wait_for_zero(const int *n, pthread_mutex_t *lock, pthread_cond_t *change, int ms);
 

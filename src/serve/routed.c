@@ -46,7 +46,7 @@ enum cr_status cr_routing_new(cr_routing **out, const struct cr_serve_options *o
     r->opt = opt;
     r->metrics = metrics;
     pthread_mutex_init(&r->lock, NULL);
-    pthread_cond_init(&r->change, NULL);
+    cr_cond_init(&r->change);
     *out = r;
     return CR_OK;
 }
@@ -70,7 +70,7 @@ void cr_routing_free(cr_routing *r)
     cr_free(r);
 }
 
-/* ---- before the model runs ------------------------------------------------------------------- */
+/* ---- the decision ---------------------------------------------------------------------------- */
 
 static enum cr_route_wish wish_of(const struct cr_job *j)
 {
@@ -93,6 +93,57 @@ static const char *obstacle(const struct cr_job *j)
     return NULL;
 }
 
+/* The last message of the user is what a palette's task is about. */
+static const char *question_of(const struct cr_job *j)
+{
+    for (size_t i = j->req.n_messages; i > 0; i--)
+        if (strcmp(j->req.messages[i - 1].role, "user") == 0)
+            return j->req.messages[i - 1].content;
+    return "";
+}
+
+static void confidence_of(struct cr_signals *s, const struct cr_choice *c)
+{
+    struct cr_meter m = {.tops = c->tops, .cap = (size_t)c->max_new, .n = c->n_tops};
+    cr_signals_text(s, &m);
+}
+
+static void scope_of(cr_routing *r, struct cr_signals *s, const struct cr_job *j)
+{
+    const char *question = question_of(j);
+    struct cr_example e = {
+        .task = (char *)"", .question = (char *)(uintptr_t)question, .answer_index = -1};
+    struct cr_error err;
+    s->request = cr_request_hash(cr_router_seed(r->router), question, strlen(question));
+    const struct cr_target *t = j->target;
+    if (t->palette && t->pool &&
+        cr_signals_scope(s, t->model, t->palette, t->pool, &e, &err) != CR_OK)
+        cr_log(CR_LOG_WARN, "scope of %s: %s", j->id, err.msg);
+}
+
+static void keep(struct cr_job *j, const struct cr_decision *d)
+{
+    j->routed.server = d->server;
+    snprintf(j->routed.why, sizeof j->routed.why, "%s", d->why);
+}
+
+static void note(cr_routing *r, struct cr_job *j, const struct cr_signals *s,
+                 const struct cr_decision *d)
+{
+    const struct cr_palette *p = j->target->palette;
+    cr_router_note(r->router, j->id, p ? p->name : NULL, s, d);
+    keep(j, d);
+}
+
+static void decide(cr_routing *r, struct cr_job *j, const struct cr_signals *s)
+{
+    struct cr_decision d;
+    cr_router_decide(r->router, j->target->palette, s, wish_of(j), &d);
+    note(r, j, s, &d);
+    j->routed.known = true;
+    j->routed.scope = (double)s->scope;
+}
+
 void cr_routing_begin(cr_routing *r, struct cr_job *j, struct cr_api_error *e)
 {
     struct cr_routed *d = &j->routed;
@@ -108,62 +159,36 @@ void cr_routing_begin(cr_routing *r, struct cr_job *j, struct cr_api_error *e)
                          here);
     snprintf(d->why, sizeof d->why, "%s", here ? here : "");
     d->hold = !here;
-}
-
-/* ---- the decision ---------------------------------------------------------------------------- */
-
-/* The last message of the user is what a palette's task is about. */
-static const char *question_of(const struct cr_job *j)
-{
-    for (size_t i = j->req.n_messages; i > 0; i--)
-        if (strcmp(j->req.messages[i - 1].role, "user") == 0)
-            return j->req.messages[i - 1].content;
-    return "";
-}
-
-static void signals_of(cr_routing *r, struct cr_job *j, struct cr_signals *s)
-{
-    struct cr_choice *c = &j->choices[0];
-    struct cr_meter m = {.tops = c->tops, .cap = (size_t)c->max_new, .n = c->n_tops};
-    const char *question = question_of(j);
-    struct cr_example e = {
-        .task = (char *)"", .question = (char *)(uintptr_t)question, .answer_index = -1};
-    struct cr_error err;
-    cr_signals_init(s);
-    cr_signals_text(s, &m);
-    s->request = cr_request_hash(cr_router_seed(r->router), question, strlen(question));
-    const struct cr_target *t = j->target;
-    if (t->palette && t->pool &&
-        cr_signals_scope(s, t->model, t->palette, t->pool, &e, &err) != CR_OK)
-        cr_log(CR_LOG_WARN, "scope of %s: %s", j->id, err.msg);
-}
-
-static void keep(struct cr_job *j, const struct cr_decision *d)
-{
-    j->routed.server = d->server;
-    snprintf(j->routed.why, sizeof j->routed.why, "%s", d->why);
+    if (d->hold && wish == CR_ROUTE_AUTO && cr_router_decides_early(r->router)) {
+        struct cr_signals s;
+        cr_signals_init(&s);
+        scope_of(r, &s, j);
+        decide(r, j, &s);
+        d->hold = d->server;
+    }
 }
 
 void cr_routing_decide(cr_routing *r, struct cr_job *j)
 {
     struct cr_signals s;
-    struct cr_decision d;
-    signals_of(r, j, &s);
-    cr_router_decide(r->router, j->target->palette, &s, wish_of(j), &d);
-    pthread_mutex_lock(&r->lock);
-    if (d.server && r->n_away >= MAX_AWAY) {
-        d.server = false;
-        cr_decision_why(&d, "%d requests are on their way to the server, no more are sent",
-                        (int)MAX_AWAY);
+    struct cr_routed *d = &j->routed;
+    cr_signals_init(&s);
+    confidence_of(&s, &j->choices[0]);
+    if (!d->known) {
+        scope_of(r, &s, j);
+        decide(r, j, &s);
     }
-    r->n_away += d.server;
+    d->confidence = (double)s.confidence;
+    pthread_mutex_lock(&r->lock);
+    d->away = d->server && r->n_away < MAX_AWAY;
+    r->n_away += d->away;
     pthread_mutex_unlock(&r->lock);
-    cr_router_note(r->router, j->id, j->target->palette ? j->target->palette->name : NULL, &s, &d);
-    keep(j, &d);
-    j->routed.known = true;
-    j->routed.confidence = (double)s.confidence;
-    j->routed.scope = (double)s.scope;
-    j->routed.away = d.server;
+    if (d->server && !d->away) {
+        struct cr_decision full = {.server = false};
+        cr_decision_why(&full, "%d requests are on their way to the server, no more are sent",
+                        (int)MAX_AWAY);
+        note(r, j, &s, &full);
+    }
 }
 
 /* ---- asking the server ----------------------------------------------------------------------- */

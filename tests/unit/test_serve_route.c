@@ -232,6 +232,39 @@ static void test_streams(void **state)
 }
 
 /* Attack 34 for the way out: the client goes, the server is not waited for. */
+/* A rule that asks only for the question decides before the answer, so that what stays here
+ * streams: many pieces, where a held answer is one. */
+static void test_early_decisions_stream(void **state)
+{
+    (void)state;
+    int n_here = 0, n_away = 0;
+    options.budget = 0.5;
+    begin();
+    for (int i = 0; i < 24 && !(n_here && n_away); i++) {
+        char body[512], key[32];
+        snprintf(body, sizeof body,
+                 "{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":\"Hello %d\"}],"
+                 "\"max_tokens\":24,\"stream\":true,\"seed\":3,\"logit_bias\":{\"0\":-100}}",
+                 i);
+        char *reply = send_it(body);
+        bool away = strstr(reply, "X-Crayon-Route: server") != NULL;
+        int pieces = 0;
+        for (const char *p = reply; (p = strstr(p, "\"content\":\"")); p++)
+            pieces += p[11] != '"';
+        snprintf(key, sizeof key, "\"route\":\"%s\"", away ? "server" : "device");
+        if (!strstr(reply, key) || !strstr(reply, "random draw"))
+            fail_msg("%s", reply);
+        if (!away && pieces < 4)
+            fail_msg("%d pieces: %s", pieces, reply);
+        n_here += !away;
+        n_away += away;
+        cr_free(reply);
+    }
+    assert_true(n_here > 0 && n_away > 0);
+    struct cr_ledger_totals t = totals();
+    assert_int_equal(t.ok, n_away);
+}
+
 static void test_client_goes_away(void **state)
 {
     (void)state;
@@ -324,6 +357,7 @@ int main(void)
         T(test_wishes),
         T(test_42_device_answers_when_the_server_fails),
         T(test_streams),
+        T(test_early_decisions_stream),
         T(test_client_goes_away),
         T(test_many_at_a_time),
         T(test_page_and_ledger),
