@@ -327,6 +327,27 @@ void cr_session_keep(cr_session *s, int n)
     s->has_logits = has;
 }
 
+void cr_session_copy(cr_session *s, int from, int to, int n)
+{
+    size_t D = (size_t)s->m->head_dim, cells = whole_tiles((size_t)s->n_ctx);
+    size_t heads = (size_t)s->m->n_layers * (size_t)s->m->n_kv_heads;
+    for (size_t h = 0; h < heads; h++) {
+        uint16_t *k = s->k_cache + h * cells * D, *v = s->v_cache + h * cells * D;
+        memcpy(v + (size_t)to * D, v + (size_t)from * D, (size_t)n * D * sizeof *v);
+        for (size_t c = 0, run; c < (size_t)n; c += run) { /* keys: within one tile each */
+            size_t a = (size_t)from + c, b = (size_t)to + c, left_a = CR_KV_TILE - a % CR_KV_TILE,
+                   left_b = CR_KV_TILE - b % CR_KV_TILE;
+            run = left_a < left_b ? left_a : left_b;
+            run = run < (size_t)n - c ? run : (size_t)n - c;
+            const uint16_t *src = k + a / CR_KV_TILE * D * CR_KV_TILE + a % CR_KV_TILE;
+            uint16_t *dst = k + b / CR_KV_TILE * D * CR_KV_TILE + b % CR_KV_TILE;
+            for (size_t i = 0; i < D; i++)
+                memcpy(dst + i * CR_KV_TILE, src + i * CR_KV_TILE, run * sizeof *k);
+        }
+    }
+    s->n_cells = s->n_cells > to + n ? s->n_cells : to + n;
+}
+
 void cr_session_set_delta(cr_session *s, const cr_delta *delta)
 {
     uint64_t id = delta ? delta->id : 0;

@@ -51,6 +51,9 @@ struct cr_batch {
     bool (*cancelled)(void *ud); /* asked between chunks; may be NULL */
 };
 
+/* Copies n cells: what was run in [from, from + n) is then in [to, to + n) too; the ranges do not
+ * overlap. */
+void cr_session_copy(cr_session *s, int from, int to, int n);
 /* Empties the cache. */
 void cr_session_reset(cr_session *s);
 /* Keeps the first n cells. */

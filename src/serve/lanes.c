@@ -107,31 +107,46 @@ static int common(const struct lane *v, uint64_t delta_id, const char *caller, c
     return same;
 }
 
+/* The free lane that was given back first, but the lane of the common beginning itself where it
+ * holds nothing else. */
+static int free_lane(const cr_lanes *l, int source, int same)
+{
+    int oldest = -1;
+    if (source >= 0 && !l->v[source].busy && l->v[source].n == same)
+        return source;
+    for (int i = 0; i < l->n; i++)
+        if (!l->v[i].busy && (oldest < 0 || l->v[i].used < l->v[oldest].used))
+            oldest = i;
+    return oldest;
+}
+
 int cr_lanes_begin(cr_lanes *l, const cr_delta *delta, const char *caller, const int32_t *ids,
                    size_t n, bool fresh, size_t *n_cached)
 {
-    int best = -1, best_same = 0;
+    int source = -1, best_same = 0;
     uint64_t delta_id = delta ? delta->id : 0;
-    for (int i = 0; i < l->n; i++) {
-        const struct lane *v = &l->v[i];
-        if (v->busy)
-            continue;
-        int same = fresh ? 0 : common(v, delta_id, caller, ids, n);
-        if (best < 0 || same > best_same || (same == best_same && v->used < l->v[best].used)) {
-            best = i;
+    for (int i = 0; i < l->n && !fresh; i++) {
+        int same = common(&l->v[i], delta_id, caller, ids, n);
+        if (same > best_same) {
+            source = i;
             best_same = same;
         }
     }
-    if (best < 0)
+    int lane = free_lane(l, source, best_same);
+    if (lane < 0)
         return -1;
-    struct lane *v = &l->v[best];
+    struct lane *v = &l->v[lane];
+    if (source >= 0 && source != lane) {
+        cr_session_copy(l->s, source * l->n_ctx, lane * l->n_ctx, best_same);
+        memcpy(v->ids, ids, (size_t)best_same * sizeof *ids);
+    }
     v->n = best_same;
     v->delta = delta;
     v->delta_id = delta_id;
     snprintf(v->caller, sizeof v->caller, "%s", caller);
     v->busy = true;
     *n_cached = (size_t)best_same;
-    return best;
+    return lane;
 }
 
 void cr_lanes_end(cr_lanes *l, int lane, bool keep)

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Lanes: the sequences that can run at the same time, each with its place in the KV cache, which is
- * all allocated at the start. A lane that is given back keeps its tokens, so that a later sequence
- * of the same caller with the same delta goes on from the longest common beginning; another caller
- * or another delta never sees them. One thread at a time.
+ * all allocated at the start. A lane keeps its tokens, so that another sequence of the same caller
+ * with the same delta goes on from the longest common beginning, which is copied where the lane is
+ * at work or holds more; another caller or another delta never sees them. One thread at a time.
  */
 #ifndef CR_LANES_H
 #define CR_LANES_H
@@ -25,8 +25,8 @@ enum cr_status cr_lanes_new(cr_lanes **out, cr_model *m, int n, int n_ctx, struc
 void cr_lanes_free(cr_lanes *l);
 int cr_lanes_ctx(const cr_lanes *l);
 int cr_lanes_count(const cr_lanes *l);
-/* A free lane for a sequence that begins with ids [n], the best fitting one; -1 when none is free.
- * *n_cached tokens are there already, never all n (fresh: none). */
+/* A free lane for a sequence that begins with ids [n]; -1 when none is free. *n_cached tokens are
+ * there already, never all n (fresh: none). */
 int cr_lanes_begin(cr_lanes *l, const cr_delta *delta, const char *caller, const int32_t *ids,
                    size_t n, bool fresh, size_t *n_cached);
 /* keep false: what it holds is dropped. */

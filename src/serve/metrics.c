@@ -70,7 +70,7 @@ static void histogram(struct cr_buf *out, const char *name, const char *label, c
 bool cr_metrics_text(const struct cr_metrics *m, const struct cr_metric_facts *f,
                      struct cr_buf *out)
 {
-    static const char *const kinds[CR_TOKENS_KINDS] = {"prompt", "cached", "answer"};
+    static const char *const kinds[CR_TOKENS_KINDS] = {"prompt", "cached", "answer", "run"};
     cr_buf_puts(out, "# HELP crayon_requests_total Requests by endpoint and status.\n"
                      "# TYPE crayon_requests_total counter\n");
     for (size_t e = 0; e < CR_METRIC_ENDPOINTS; e++)
@@ -86,8 +86,9 @@ bool cr_metrics_text(const struct cr_metrics *m, const struct cr_metric_facts *f
                 cr_buf_puts(out, "other");
             cr_buf_printf(out, "\",route=\"device\"} %llu\n", n);
         }
-    cr_buf_puts(out, "# HELP crayon_tokens_total Tokens of prompts, reused from the cache, and "
-                     "of answers.\n# TYPE crayon_tokens_total counter\n");
+    cr_buf_puts(out,
+                "# HELP crayon_tokens_total Tokens of prompts, of them reused from the cache, of "
+                "answers, and run through the model.\n# TYPE crayon_tokens_total counter\n");
     for (size_t k = 0; k < CR_TOKENS_KINDS; k++)
         cr_buf_printf(out, "crayon_tokens_total{kind=\"%s\",route=\"device\"} %llu\n", kinds[k],
                       (unsigned long long)atomic_load(&m->tokens[k]));

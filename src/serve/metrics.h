@@ -17,7 +17,13 @@ struct cr_histogram {
     atomic_ullong sum_us;
 };
 
-enum cr_metric_tokens { CR_TOKENS_PROMPT, CR_TOKENS_CACHED, CR_TOKENS_ANSWER, CR_TOKENS_KINDS };
+enum cr_metric_tokens {
+    CR_TOKENS_PROMPT,
+    CR_TOKENS_CACHED,
+    CR_TOKENS_ANSWER,
+    CR_TOKENS_RUN,
+    CR_TOKENS_KINDS
+};
 
 struct cr_metrics {
     atomic_ullong requests[CR_METRIC_ENDPOINTS][CR_METRIC_CODES];

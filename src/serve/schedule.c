@@ -8,7 +8,8 @@
  * one piece at a time, and a choice joins or leaves between any two tokens.
  *
  * Fair order: a lane goes to the job with the fewest running choices, the oldest first among
- * equals; prompt pieces are taken in order of age. No output depends on who else runs
+ * equals; prompt pieces are taken in order of age. Further choices of one prompt begin when it has
+ * been run once. No output depends on who else runs
  * (docs/architecture.md).
  */
 #include "serve/job.h"
@@ -192,12 +193,25 @@ static void drop_gone(cr_worker *w)
     }
 }
 
+/* The choice that another one of the same prompt begins from. */
+static struct cr_choice *first_of_prompt(struct cr_choice *c)
+{
+    return c - c->index % (size_t)c->job->req.n;
+}
+
+static bool waits_for_prompt(const struct cr_job *j)
+{
+    const struct cr_choice *first = first_of_prompt(&j->choices[j->n_begun]);
+    return first->lane >= 0 && first->n_run < first->n_prompt;
+}
+
 /* The job that gets the next lane. */
 static struct cr_job *next_job(const cr_worker *w)
 {
     struct cr_job *best = NULL;
     for (struct cr_job *j = w->active; j; j = j->next)
-        if (j->n_begun < j->n_choices && (!best || j->n_running < best->n_running))
+        if (j->n_begun < j->n_choices && (!best || j->n_running < best->n_running) &&
+            !waits_for_prompt(j))
             best = j;
     return best;
 }
@@ -219,7 +233,8 @@ static void give_lanes(cr_worker *w)
         c->lane = cr_lanes_begin(w->lanes, j->target->delta, j->caller, c->ids, c->n_prompt, all,
                                  &c->n_cached);
         c->n_run = c->n_cached;
-        j->n_cached += c->n_cached;
+        if (first_of_prompt(c) == c)
+            j->n_cached += c->n_cached;
         j->n_running++;
         w->running[w->n_running++] = c;
     }
@@ -263,6 +278,10 @@ static void pass(cr_worker *w)
         add_work(w, c, n);
         budget -= n;
     }
+    size_t total = 0;
+    for (size_t i = 0; i < w->n_work; i++)
+        total += w->work[i].n;
+    cr_metric_tokens(w->metrics, CR_TOKENS_RUN, total);
     if (w->n_work == 0 || cr_lanes_run(w->lanes, w->work, w->n_work, on_logits, w, &err) == CR_OK)
         return;
     for (size_t i = 0; i < w->n_work; i++)
@@ -411,7 +430,7 @@ enum cr_status cr_worker_new(cr_worker **out, const struct cr_serve_options *opt
     w->last = &w->first;
     w->last_special = &w->special;
     pthread_mutex_init(&w->lock, NULL);
-    pthread_cond_init(&w->change, NULL);
+    cr_cond_init(&w->change);
     size_t n = (size_t)opt->parallel, n_vocab = (size_t)cr_model_info(opt->model)->n_vocab;
     w->running = cr_alloc(n, sizeof(struct cr_choice *));
     w->of_work = cr_alloc(n, sizeof(struct cr_choice *));

@@ -165,6 +165,54 @@ static void test_choices_seed_and_stop(void **state)
     cr_server_stop(s, 1000);
 }
 
+static long tokens_run(const cr_server *s)
+{
+    char *reply =
+        exchange(s, "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    const char *p = strstr(reply, "crayon_tokens_total{kind=\"run\",route=\"device\"} ");
+    assert_non_null(p);
+    long n = strtol(strchr(p, ' '), NULL, 10);
+    cr_free(reply);
+    return n;
+}
+
+/* n answers are those of n requests with the seeds in turn, and their prompt is run once, also
+ * with one lane only. */
+static void test_choices_share_their_prompt(void **state)
+{
+    (void)state;
+    enum { N = 5, PROMPT = 300 };
+    struct cr_buf prompt;
+    char format[] = "{\"model\":\"m\",\"prompt\":[%s],\"max_tokens\":%d,\"n\":%d,\"seed\":%d}";
+    cr_buf_init(&prompt, 1 << 16);
+    for (int i = 0; i < PROMPT; i++)
+        cr_buf_printf(&prompt, "%s%d", i ? "," : "", 300 + i * 7 % 97);
+    for (int parallel = 1; parallel <= 8; parallel += 7) {
+        cr_server *s = start_with((struct cr_serve_options){.parallel = parallel});
+        char *body = cr_asprintf(format, prompt.data, 20, N, 40), key[16];
+        json_t *all = ask(s, "/v1/completions", body);
+        cr_free(body);
+        /* the last token of an answer is not run */
+        json_t *usage = json_object_get(all, "usage");
+        long answer = (long)json_integer_value(json_object_get(usage, "completion_tokens"));
+        assert_in_range(tokens_run(s), PROMPT + N - 1, PROMPT + N - 1 + answer);
+        assert_int_equal(cached_of(all), 0);
+        assert_int_equal(json_integer_value(json_object_get(usage, "prompt_tokens")), PROMPT);
+        for (int i = 0; i < N; i++) {
+            snprintf(key, sizeof key, "cold %d", i);
+            body = cr_asprintf(format, prompt.data, 20, 1, 40 + i);
+            json_t *one = ask_with(s, "/v1/completions", key, body);
+            assert_int_equal(cached_of(one), 0);
+            assert_string_equal(text_of(one, 0), text_of(all, (size_t)i));
+            json_decref(one);
+            cr_free(body);
+        }
+        json_decref(all);
+        cr_server_stop(s, 1000);
+    }
+    cr_buf_deinit(&prompt);
+}
+
 static void test_bias_and_penalties(void **state)
 {
     (void)state;
@@ -670,6 +718,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_choices_seed_and_stop),
+        cmocka_unit_test(test_choices_share_their_prompt),
         cmocka_unit_test(test_bias_and_penalties),
         cmocka_unit_test(test_tool_calls_whole_and_streamed),
         cmocka_unit_test(test_schema_answers_parse),
