@@ -329,7 +329,7 @@ void cr_session_keep(cr_session *s, int n)
 
 void cr_session_copy(cr_session *s, int from, int to, int n)
 {
-    size_t D = (size_t)s->m->head_dim, cells = whole_tiles((size_t)s->n_ctx);
+    size_t D = (size_t)s->m->head_dim, cells = cr_whole_tiles((size_t)s->n_ctx);
     size_t heads = (size_t)s->m->n_layers * (size_t)s->m->n_kv_heads;
     for (size_t h = 0; h < heads; h++) {
         uint16_t *k = s->k_cache + h * cells * D, *v = s->v_cache + h * cells * D;

@@ -27,6 +27,7 @@ struct token {
 struct cr_token_tree {
     struct token *v;
     size_t n, n_words;    /* words of a mask */
+    uint32_t *ends;       /* [n_words] mask of the tokens that end a text */
     uint32_t longest;     /* one more than the longest token */
     struct cr_frames *at; /* [longest]: where each beginning of a token leads, in a walk */
     uint64_t steps;       /* of that walk */
@@ -54,20 +55,26 @@ enum cr_status cr_token_tree_new(cr_token_tree **out, const cr_model *m, struct 
     size_t n_vocab = (size_t)cr_model_info(m)->n_vocab;
     cr_token_tree *t = cr_alloc0(1, sizeof *t);
     *out = NULL;
-    if (!t || !(t->v = cr_alloc(n_vocab, sizeof *t->v))) {
-        cr_free(t);
+    if (t) {
+        t->n_words = (n_vocab + 31) / 32;
+        t->v = cr_alloc(n_vocab, sizeof *t->v);
+        t->ends = cr_alloc0(t->n_words, sizeof *t->ends);
+    }
+    if (!t || !t->v || !t->ends) {
+        cr_token_tree_free(t);
         return cr_error_set(err, CR_NO_MEMORY, "out of memory");
     }
-    t->n_words = (n_vocab + 31) / 32;
     for (size_t id = 0; id < n_vocab; id++) {
         const char *bytes;
         size_t n = cr_token_bytes(m, (int32_t)id, false, &bytes);
-        if (n == 0 || n > MAX_TOKEN || cr_token_is_end(m, (int32_t)id))
-            continue;
-        t->v[t->n++] = (struct token){.bytes = bytes, .n = (uint16_t)n, .id = (int32_t)id};
-        t->longest = n + 1 > t->longest ? (uint32_t)n + 1 : t->longest;
+        if (cr_token_is_end(m, (int32_t)id))
+            t->ends[id / 32] |= (uint32_t)1 << id % 32;
+        else if (n > 0 && n <= MAX_TOKEN)
+            t->v[t->n++] = (struct token){.bytes = bytes, .n = (uint16_t)n, .id = (int32_t)id};
     }
     qsort(t->v, t->n, sizeof *t->v, by_bytes);
+    for (size_t i = 0; i < t->n; i++)
+        t->longest = t->v[i].n + 1u > t->longest ? t->v[i].n + 1u : t->longest;
     for (size_t i = 1; i < t->n; i++) {
         uint16_t k = 0, most = t->v[i].n < t->v[i - 1].n ? t->v[i].n : t->v[i - 1].n;
         while (k < most && t->v[i].bytes[k] == t->v[i - 1].bytes[k])
@@ -87,6 +94,7 @@ void cr_token_tree_free(cr_token_tree *t)
     if (!t)
         return;
     cr_free(t->at);
+    cr_free(t->ends);
     cr_free(t->v);
     cr_free(t);
 }
@@ -224,11 +232,11 @@ bool cr_constraint_mask(cr_constraint *c, const cr_model *m, float *logits)
         for (size_t w = 0; w < n && ok; w++)
             all[w] |= mask[w];
     }
+    for (size_t w = 0; w < n && ok && c->now->whole; w++)
+        all[w] |= c->tree->ends[w];
     for (size_t id = 0; id < n_vocab && ok; id++) {
-        bool fits =
-            (all[id / 32] >> id % 32 & 1) || (c->now->whole && cr_token_is_end(m, (int32_t)id));
-        if (!fits)
-            logits[id] = -INFINITY;
+        bool fits = all[id / 32] >> id % 32 & 1;
+        logits[id] = fits ? logits[id] : -INFINITY;
         left += fits;
     }
     cr_free(all);
