@@ -2,7 +2,7 @@
 # The short way to everything: `make help`. CMake does the work, in build/.
 SHELL := /bin/bash
 .DEFAULT_GOAL := all
-.PHONY: all deps models demo test cross mpi bench evidence check fuzz asan tsan deb install format help
+.PHONY: all deps models pool demo test cross mpi bench evidence check fuzz asan tsan deb install format help
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := gcc cmake ninja-build pkg-config libpcre2-dev libutf8proc-dev libjansson-dev liblzma-dev \
@@ -25,6 +25,12 @@ deps: ## install the Debian packages that the build needs (asks sudo unless root
 
 models: deps ## fetch SmolLM2-135M-Instruct (Apache-2.0, 93 MB) into the user's model folder
 	@tools/get_models.sh "$(MODEL_DIR)"
+
+POOL := $(MODEL_DIR)/smollm2-135m-pool.gguf
+pool: all models ## train a pool for SmolLM2 on the tasks in data/, on the CPU, into the model folder
+	@test -f "$(POOL)" || build/crayon pool train -m smollm2-135m-instruct-q4_1 --n 16 --rank 8 --rows 150 \
+	  --epochs 2 --step-tokens 4096 --resume --name smollm2-135m-pool -o "$(POOL)" data/train.jsonl.xz
+	@echo "$(POOL)"
 
 demo: all models ## fit a small model to a task, then ask a bigger one: two minutes
 	@demo/demo.sh
