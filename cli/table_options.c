@@ -74,7 +74,7 @@ const struct cr_option cr_options[] = {
     FLAG(RAW, ANSWERS, INPUT, 0, "raw",
          "no template: the model goes on from the prompt; the default where it has none"),
     VALUE(TEMPLATE, ANSWERS, INPUT, 0, "template", CHOICE, 0,
-          "chatml|llama2|llama3|mistral|gemma|zephyr", NULL,
+          "chatml|llama2|llama3|mistral|gemma|zephyr|phi3", NULL,
           "chat template to use instead of the model's own"),
     FLAG(LINES, TOKENIZE, INPUT, 0, "lines",
          "each line of any bytes is a text: one JSON array of ids per line"),

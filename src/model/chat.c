@@ -22,7 +22,7 @@ enum { MAX_TEXT = 1 << 28 }; /* bytes between two markers */
 static const char *const names[] = {
     [CR_CHAT_NONE] = "",         [CR_CHAT_CHATML] = "chatml",   [CR_CHAT_LLAMA2] = "llama2",
     [CR_CHAT_LLAMA3] = "llama3", [CR_CHAT_MISTRAL] = "mistral", [CR_CHAT_GEMMA] = "gemma",
-    [CR_CHAT_ZEPHYR] = "zephyr", [CR_CHAT_UNKNOWN] = "unknown",
+    [CR_CHAT_ZEPHYR] = "zephyr", [CR_CHAT_PHI3] = "phi3",       [CR_CHAT_UNKNOWN] = "unknown",
 };
 
 const char *cr_chat_name(enum cr_chat c)
@@ -63,9 +63,15 @@ enum cr_chat cr_chat_recognise(struct cr_str s)
         return has(s, "<<SYS>>")           ? CR_CHAT_LLAMA2
                : has(s, "[SYSTEM_PROMPT]") ? CR_CHAT_UNKNOWN
                                            : CR_CHAT_MISTRAL;
-    if (has(s, "<|user|>") && has(s, "<|assistant|>") && has(s, "eos_token") && !has(s, "<|end|>"))
-        return CR_CHAT_ZEPHYR;
-    return CR_CHAT_UNKNOWN;
+    if (!has(s, "<|user|>") || !has(s, "<|assistant|>"))
+        return CR_CHAT_UNKNOWN;
+    if (has(s, "<|end|>")) {
+        if (has(s, "bos_token"))
+            cr_log(CR_LOG_WARN, "the chat template of this file begins with the token for the "
+                                "beginning of text; the template phi3 does not");
+        return CR_CHAT_PHI3;
+    }
+    return has(s, "eos_token") ? CR_CHAT_ZEPHYR : CR_CHAT_UNKNOWN;
 }
 
 /* Undoes \n, \t, \', \" and \\ of a string in a template. */
@@ -198,17 +204,21 @@ static bool is_space(utf8proc_int32_t c)
            c == 0x202F || c == 0x205F || c == 0x3000;
 }
 
+static const char *skip_space(const char *s)
+{
+    const utf8proc_uint8_t *p = (const utf8proc_uint8_t *)s;
+    utf8proc_int32_t c;
+    utf8proc_ssize_t k;
+    while (*p && (k = utf8proc_iterate(p, -1, &c)) > 0 && is_space(c))
+        p += k;
+    return (const char *)p;
+}
+
 static struct cr_str trim(const char *s)
 {
     const utf8proc_uint8_t *p = (const utf8proc_uint8_t *)s;
-    size_t n = strlen(s), begin = 0, end = n;
+    size_t begin = (size_t)(skip_space(s) - s), end = begin + strlen(s + begin);
     utf8proc_int32_t c;
-    while (begin < n) {
-        utf8proc_ssize_t k = utf8proc_iterate(p + begin, (utf8proc_ssize_t)(n - begin), &c);
-        if (k <= 0 || !is_space(c))
-            break;
-        begin += (size_t)k;
-    }
     while (end > begin) {
         size_t at = end - 1;
         while (at > begin && (p[at] & 0xC0) == 0x80)
@@ -287,6 +297,25 @@ static void zephyr(struct builder *b, const struct cr_message *m, size_t n, bool
         mark_or_text(b, "<|assistant|>");
         add(b, "\n");
     }
+}
+
+/* The template has a newline after each marker, and the markers of this vocabulary take the white
+ * space behind them with them; so what they would take is not written. */
+static void phi3(struct builder *b, const struct cr_message *m, size_t n, bool open)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (m[i].role[0] == 's' && !m[i].content[0])
+            continue;
+        mark(b, m[i].role[0] == 's'   ? "<|system|>"
+                : m[i].role[0] == 'u' ? "<|user|>"
+                                      : "<|assistant|>");
+        add(b, skip_space(m[i].content));
+        mark(b, "<|end|>");
+    }
+    if (open)
+        mark(b, "<|assistant|>");
+    else
+        eos(b);
 }
 
 /* The three below know only turns of user and assistant; `system` (NULL: none) goes into the first
@@ -403,11 +432,12 @@ enum cr_status cr_chat_encode(enum cr_chat c, const cr_tokenizer *t, const char 
                               struct cr_ids *ids, struct cr_error *err)
 {
     if (c == CR_CHAT_NONE || c == CR_CHAT_UNKNOWN)
-        return cr_error_set(err, CR_UNSUPPORTED,
-                            "%s; choose one with --template chatml, llama2, llama3, mistral, gemma "
-                            "or zephyr",
-                            c == CR_CHAT_NONE ? "the model has no chat template"
-                                              : "the model's chat template is not known");
+        return cr_error_set(
+            err, CR_UNSUPPORTED,
+            "%s; choose one with --template chatml, llama2, llama3, mistral, gemma, "
+            "zephyr or phi3",
+            c == CR_CHAT_NONE ? "the model has no chat template"
+                              : "the model's chat template is not known");
     enum cr_status status = check_roles(m, n, err);
     bool turns = c == CR_CHAT_LLAMA2 || c == CR_CHAT_MISTRAL || c == CR_CHAT_GEMMA;
     const char *system = NULL;
@@ -429,6 +459,8 @@ enum cr_status cr_chat_encode(enum cr_chat c, const cr_tokenizer *t, const char 
         llama3(&b, m, n, open_turn);
     else if (c == CR_CHAT_ZEPHYR)
         zephyr(&b, m, n, open_turn);
+    else if (c == CR_CHAT_PHI3)
+        phi3(&b, m, n, open_turn);
     else if (c == CR_CHAT_GEMMA)
         gemma(&b, system, m, n, open_turn);
     else if (c == CR_CHAT_LLAMA2)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Chat templates by name: chatml, llama2, llama3, mistral, gemma, zephyr. The template of a file is
- * recognised by its marks, never executed. Markers become control tokens, content never does.
+ * Chat templates by name: chatml, llama2, llama3, mistral, gemma, zephyr, phi3. The template of a
+ * file is recognised by its marks, never executed. Markers become control tokens, content never
+ * does.
  */
 #ifndef CR_CHAT_H
 #define CR_CHAT_H
@@ -16,6 +17,7 @@ enum cr_chat {
     CR_CHAT_MISTRAL,
     CR_CHAT_GEMMA,
     CR_CHAT_ZEPHYR,
+    CR_CHAT_PHI3,
     CR_CHAT_UNKNOWN
 };
 

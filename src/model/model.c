@@ -447,8 +447,8 @@ static enum cr_status read_chat(cr_model *m, const char *by_name, struct cr_erro
         m->chat = cr_chat_by_name(by_name);
         if (m->chat == CR_CHAT_UNKNOWN)
             return cr_error_set(err, CR_INVALID,
-                                "chat template: want chatml, llama2, llama3, mistral, gemma or "
-                                "zephyr, got \"%s\"",
+                                "chat template: want chatml, llama2, llama3, mistral, gemma, "
+                                "zephyr or phi3, got \"%s\"",
                                 by_name);
     }
     m->default_system = cr_chat_default_system(m->chat, text);

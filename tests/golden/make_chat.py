@@ -53,11 +53,17 @@ ZEPHYR = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>\\n' + m['content'] + eos_token + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
+PHI3 = (
+    "{% for m in messages %}{% if m['role'] == 'system' and m['content'] %}{{ '<|system|>\\n' + m['content'] + '<|end|>\\n' }}"
+    "{% elif m['role'] == 'user' %}{{ '<|user|>\\n' + m['content'] + '<|end|>\\n' }}"
+    "{% elif m['role'] == 'assistant' %}{{ '<|assistant|>\\n' + m['content'] + '<|end|>\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
 
 # The vocabulary that test_chat.c makes: token i < 256 is byte i, then these control tokens.
 TOY = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>",
        "<|eot_id|>", "<start_of_turn>", "<end_of_turn>"]
-TOY2 = TOY + ["[INST]", "[/INST]", "<|system|>", "<|user|>", "<|assistant|>"]
+TOY2 = TOY + ["[INST]", "[/INST]", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
 
 S, U, A = "system", "user", "assistant"
 CHATS = [
@@ -84,8 +90,10 @@ def show(s):
     return s.replace("\ue000", "<").replace("\ue001", "[")
 
 
-def encode(rendered, special, encode_text):
-    """Splits at markers; special maps their text to ids."""
+def encode(rendered, special, encode_text, rstrip=False):
+    """Splits at markers; special maps their text to ids. rstrip: they take white space behind them."""
+    if rstrip:
+        rendered = re.sub(r"(<\|(?:system|user|assistant|end)\|>)\s+", r"\1", rendered)
     pattern = "|".join(re.escape(t) for t in sorted(special, key=len, reverse=True))
     ids = []
     for part in re.split(f"({pattern})", rendered):
@@ -102,7 +110,7 @@ def render(template, messages, open_turn, bos="<s>", eos="</s>"):
 
 def write(out, name, vocab, template, chat, open_turn, special, encode_text, **tokens):
     rendered = render(template, [{"role": r, "content": hide(c)} for r, c in chat], open_turn, **tokens)
-    ids = encode(rendered, special, encode_text)
+    ids = encode(rendered, special, encode_text, name == "phi3")
     out.write(f"case {name} {vocab} {int(open_turn)}\n")
     for role, content in chat:
         out.write(f"{role} {escape(content)}\n")
@@ -132,8 +140,9 @@ def main():
     with open("chat.txt", "w", encoding="utf-8", newline="\n") as out:
         for vocab, names in (("toy", TOY), ("toy2", TOY2)):
             special = {t: 256 + i for i, t in enumerate(names)}
+            phi3 = [("phi3", PHI3)] if "<|end|>" in special else []
             for name, template in (("llama2", LLAMA2), ("llama3", LLAMA3), ("gemma", GEMMA), ("zephyr", ZEPHYR),
-                                   ("mistral", MISTRAL if vocab == "toy" else MISTRAL3)):
+                                   ("mistral", MISTRAL if vocab == "toy" else MISTRAL3), *phi3):
                 for chat in CHATS:
                     open_turn = chat[-1][0] == U
                     write(out, name, vocab, template, chat, open_turn, special, lambda s: list(s.encode()))

@@ -31,10 +31,11 @@ static void open_toy(bool toy2, cr_gguf **g, cr_tokenizer **t)
                                           "[/INST]",
                                           "<|system|>",
                                           "<|user|>",
-                                          "<|assistant|>"};
+                                          "<|assistant|>",
+                                          "<|end|>"};
     struct vocab v = byte_vocab("gpt-2");
     struct cr_error err;
-    for (int i = 0; i < (toy2 ? 14 : 9); i++)
+    for (int i = 0; i < (toy2 ? 15 : 9); i++)
         add(&v, control[i], CR_TOKEN_CONTROL, 0);
     v.bos = 256;
     v.eos = 257;
@@ -124,7 +125,7 @@ static void test_golden_toy(void **state)
         cr_gguf *g;
         cr_tokenizer *t;
         open_toy(toy2, &g, &t);
-        check_vocab(toy2 ? "toy2" : "toy", t, NULL, 30);
+        check_vocab(toy2 ? "toy2" : "toy", t, NULL, toy2 ? 36 : 30);
         cr_tokenizer_free(t);
         cr_gguf_close(g);
     }
@@ -198,7 +199,8 @@ static void test_recognise(void **state)
         {"{{ '[INST] ' + m.content + ' [/INST]' }}", CR_CHAT_MISTRAL},
         {"{{ '[SYSTEM_PROMPT]' }}{{ '[INST]' }}", CR_CHAT_UNKNOWN},
         {"{{ '<|user|>\n' + m.content + eos_token }}<|assistant|>", CR_CHAT_ZEPHYR},
-        {"{{ '<|user|>\n' + m.content + '<|end|>' }}<|assistant|>{{ eos_token }}", CR_CHAT_UNKNOWN},
+        {"{{ '<|user|>\n' + m.content + '<|end|>' }}<|assistant|>{{ eos_token }}", CR_CHAT_PHI3},
+        {"{{ '<|user|>\n' + m.content }}<|assistant|>", CR_CHAT_UNKNOWN},
         {"{% for m in messages %}{{ m.content }}{% endfor %}", CR_CHAT_UNKNOWN},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
@@ -316,6 +318,7 @@ static void test_refusals(void **state)
     refuse(CR_CHAT_CHATML, bare, user, 1, CR_UNSUPPORTED, "<|im_start|>");
     refuse(CR_CHAT_LLAMA2, bare, user, 1, CR_UNSUPPORTED, "beginning of text");
     refuse(CR_CHAT_ZEPHYR, bare, user, 1, CR_UNSUPPORTED, "end of text");
+    refuse(CR_CHAT_PHI3, t, user, 1, CR_UNSUPPORTED, "<|user|>");
     cr_tokenizer_free(bare);
     cr_gguf_close(g2);
     cr_tokenizer_free(t);
