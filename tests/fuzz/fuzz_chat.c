@@ -3,7 +3,7 @@
  * Chat templates. First byte even: the rest is the template of a file, which is recognised and
  * whose default system message is taken out. Odd: the rest is messages, each ended by 0xff, whose
  * first byte picks the role. Whatever they say, their encoding holds the control tokens of the same
- * turns with the text "x", and no others.
+ * turns with the text "x" (or none where there was none), and no others.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -44,7 +44,8 @@ static const cr_tokenizer *vocabulary(void)
                                           "[/INST]",
                                           "<|system|>",
                                           "<|user|>",
-                                          "<|assistant|>"};
+                                          "<|assistant|>",
+                                          "<|end|>"};
     static cr_gguf *g; /* these live as long as the process */
     static cr_tokenizer *t;
     if (!t) {
@@ -121,7 +122,7 @@ static void use_messages(const uint8_t *data, size_t size)
         memcpy(texts[n], data + at + 1, body);
         texts[n][body] = '\0';
         said[n] = (struct cr_message){role, texts[n]};
-        plain[n] = (struct cr_message){role, "x"};
+        plain[n] = (struct cr_message){role, texts[n][0] ? "x" : ""};
         at += len + 1;
     }
     for (int c = CR_CHAT_CHATML; c < CR_CHAT_UNKNOWN; c++) {
