@@ -13,6 +13,9 @@
  *     sum_codes(type, sums, x, n_blocks)         SUMS numbers for each block of an activation:
  *                                                whatever multiply wants to know beforehand
  *     sum_factor(type)                           0 where the sums are not used
+ *     add_block(type, acc, p, rb, x, more)       if it defines CR_READS_ROWS: acc + the block at p
+ *                                                and those rb, 2 rb, ... bytes on, times x, without
+ *                                                a tile; more: 32 bytes can be read from each
  *
  * and gets the products of all types with blocks. No sum crosses lanes: every output is made by one
  * lane that takes its blocks in order. With few tokens the tiles live in registers (those of
@@ -132,10 +135,41 @@ INLINE void all_panels(enum cr_type type, struct job j, size_t rows)
     }
 }
 
+#if defined(CR_READS_ROWS)
+/* One token: the tiles would be used but once. The next panel is asked for meanwhile. */
+INLINE void one_token(enum cr_type type, float *y, const uint8_t *w, size_t row_bytes,
+                      const struct cr_block_q8a *x, size_t rows, size_t n_groups)
+{
+    const size_t groups = (size_t)groups_of(type), size = block_bytes(type);
+    const bool alone = rows < LANES;
+    for (size_t r = 0; r < rows;) { /* the last rows as in all_panels */
+        const size_t first = alone || rows - r >= LANES ? r : rows - LANES;
+        const uint8_t *p = w + first * row_bytes, *next = p + LANES * row_bytes;
+        vf acc = v_zero();
+        for (size_t b = 0; b < n_groups; b += groups, p += size, next += LANES * size) {
+            bool last = b + groups == n_groups;
+            UNROLL for (size_t i = 0; i < LANES * size; i += 64)
+            {
+                __builtin_prefetch(next + i);
+            }
+            acc = add_block(type, acc, p, alone ? 0 : row_bytes, x + b, !last);
+        }
+        v_store_mask(y + first, acc, alone ? v_lanes(0, 1) : v_lanes(r - first, LANES));
+        r = alone ? r + 1 : first + LANES;
+    }
+}
+#endif
+
 INLINE void matmul_blocks(enum cr_type type, float *y, size_t ldy, const uint8_t *w,
                           size_t row_bytes, const uint8_t *x, size_t x_bytes, size_t rows,
                           size_t n_tok, size_t n_groups)
 {
+#if defined(CR_READS_ROWS)
+    if (n_tok == 1) {
+        one_token(type, y, w, row_bytes, (const void *)x, rows, n_groups);
+        return;
+    }
+#endif
     int32_t sums[PASS][PANEL * SUMS];
     struct job j = {.ldy = ldy, .row_bytes = row_bytes, .x_bytes = x_bytes, .sums = sums};
     j.block_size = cr_type_info(type)->block_size;

@@ -24,6 +24,29 @@ static inline int groups_of(uint32_t type)
     return type == CR_Q4_K || type == CR_Q5_K || type == CR_Q6_K ? CR_QK_K / CR_QK : 1;
 }
 
+/* Bytes of a block, for loops that the compiler shall know the length of. */
+static inline size_t block_bytes(uint32_t type)
+{
+    switch (type) {
+    case CR_Q8_0:
+        return sizeof(struct cr_block_q8_0);
+    case CR_Q4_1:
+        return sizeof(struct cr_block_q4_1);
+    case CR_Q5_0:
+        return sizeof(struct cr_block_q5_0);
+    case CR_Q5_1:
+        return sizeof(struct cr_block_q5_1);
+    case CR_Q4_K:
+        return sizeof(struct cr_block_q4_k);
+    case CR_Q5_K:
+        return sizeof(struct cr_block_q5_k);
+    case CR_Q6_K:
+        return sizeof(struct cr_block_q6_k);
+    default: /* Q4_0, IQ4_NL */
+        return sizeof(struct cr_block_q4_0);
+    }
+}
+
 static inline bool has_minimum(uint32_t type)
 {
     return type == CR_Q4_1 || type == CR_Q5_1 || type == CR_Q4_K || type == CR_Q5_K;

@@ -12,7 +12,7 @@
  *
  * The float kernels are those of vector.h, with 16 lanes.
  */
-#include "kernels/tile16.h"
+#include "kernels/rows16.h"
 
 #include <immintrin.h>
 #include <math.h>
@@ -98,6 +98,24 @@ INLINE void multiply(enum cr_type type, int T, vf *acc, const struct tile *tile,
         if (has_minimum(type))
             acc[t] = _mm512_fmadd_ps(tile->m, _mm512_set1_ps(xb->s), acc[t]);
     }
+}
+
+#define CR_READS_ROWS
+INLINE vf add_block(enum cr_type type, vf acc, const uint8_t *p, size_t rb,
+                    const struct cr_block_q8a *x, bool more)
+{
+    if (type == CR_Q8_0)
+        return add_q8_0(acc, p, rb, x);
+    if (type == CR_Q6_K)
+        return add_k6(acc, p, rb, x);
+    if (type == CR_Q4_K || type == CR_Q5_K)
+        return add_k4(type, acc, p, rb, x);
+    if (more && type != CR_Q5_0 && type != CR_Q5_1)
+        return add_small(type, acc, p, rb, x, -sum_factor(type));
+    const struct tile tile = load_tile_16(type, p, rb, false);
+    const int32_t sum = sum_factor(type) * x->sum, *sums = &sum;
+    multiply(type, 1, &acc, &tile, &x, &sums, 0);
+    return acc;
 }
 
 static void sum_codes(enum cr_type type, int32_t *sums, const struct cr_block_q8a *x,

@@ -134,22 +134,37 @@ INLINE __m512 byte_16(__m512i v, int j, bool is_signed)
     return _mm512_cvtepi32_ps(is_signed ? _mm512_srai_epi32(v, 24) : _mm512_srli_epi32(v, 24));
 }
 
+/* The scales of a block of Q4_K or Q5_K: group j has d byte_16(s[j / 4], j % 4). */
+struct k4_scales {
+    __m512 d, less; /* less: -m */
+    __m512i s[2], mins[2];
+};
+
+INLINE struct k4_scales load_k4_scales(const uint8_t *p, size_t rb)
+{
+    const __m512i six = _mm512_set1_epi8(63), four = _mm512_set1_epi8(15);
+    const __m512i top = _mm512_set1_epi8(48);
+    __m512i head[4];
+    transpose_16x16(head, p, rb); /* d and m; 3 times 4 bytes that hold six-bit numbers */
+    const __m512 m = widen_scales(_mm512_srli_epi32(head[0], 16));
+    const __m512i high = _mm512_srli_epi32(head[3], 4);
+    struct k4_scales k = {.d = widen_scales(head[0]),
+                          .less = _mm512_sub_ps(_mm512_setzero_ps(), m)};
+    k.s[0] = _mm512_and_si512(head[1], six);
+    k.s[1] = _mm512_or_si512(_mm512_and_si512(head[3], four),
+                             _mm512_and_si512(_mm512_srli_epi32(head[1], 2), top));
+    k.mins[0] = _mm512_and_si512(head[2], six);
+    k.mins[1] = _mm512_or_si512(_mm512_and_si512(high, four),
+                                _mm512_and_si512(_mm512_srli_epi32(head[2], 2), top));
+    return k;
+}
+
 /* Q4_K and Q5_K: 8 tiles with unsigned codes. */
 INLINE void load_tiles_k4(enum cr_type type, struct tile *out, const uint8_t *p, size_t rb)
 {
     const bool five = type == CR_Q5_K;
-    const __m512i six = _mm512_set1_epi8(63), four = _mm512_set1_epi8(15);
-    const __m512i top = _mm512_set1_epi8(48);
-    __m512i head[4], fifth[GROUPS];
-    transpose_16x16(head, p, rb); /* d and m; 3 times 4 bytes that hold six-bit numbers */
-    const __m512 d = widen_scales(head[0]), m = widen_scales(_mm512_srli_epi32(head[0], 16));
-    const __m512i high = _mm512_srli_epi32(head[3], 4);
-    const __m512i s[2] = {_mm512_and_si512(head[1], six),
-                          _mm512_or_si512(_mm512_and_si512(head[3], four),
-                                          _mm512_and_si512(_mm512_srli_epi32(head[1], 2), top))};
-    const __m512i mins[2] = {_mm512_and_si512(head[2], six),
-                             _mm512_or_si512(_mm512_and_si512(high, four),
-                                             _mm512_and_si512(_mm512_srli_epi32(head[2], 2), top))};
+    const struct k4_scales k = load_k4_scales(p, rb);
+    __m512i fifth[GROUPS];
     if (five) {
         transpose_16x16(fifth, p + 16, rb);
         transpose_16x16(fifth + 4, p + 32, rb);
@@ -157,9 +172,8 @@ INLINE void load_tiles_k4(enum cr_type type, struct tile *out, const uint8_t *p,
     p += five ? 48 : 16;
     UNROLL for (int j = 0; j < 8; j++)
     {
-        out[j].d = _mm512_mul_ps(d, byte_16(s[j / 4], j % 4, false));
-        out[j].m = _mm512_mul_ps(_mm512_sub_ps(_mm512_setzero_ps(), m),
-                                 byte_16(mins[j / 4], j % 4, false));
+        out[j].d = _mm512_mul_ps(k.d, byte_16(k.s[j / 4], j % 4, false));
+        out[j].m = _mm512_mul_ps(k.less, byte_16(k.mins[j / 4], j % 4, false));
     }
     UNROLL for (int c = 0; c < 4; c++)
     {
