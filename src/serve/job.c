@@ -114,7 +114,10 @@ bool cr_job_client_gone(struct cr_job *j)
     if (atomic_load(&j->cancelled))
         return true;
     /* A suspended connection keeps its socket; an end of stream there means that nobody waits. */
-    return j->fd >= 0 && recv(j->fd, &c, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+    pthread_mutex_lock(&j->lock);
+    bool gone = j->fd >= 0 && recv(j->fd, &c, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+    pthread_mutex_unlock(&j->lock);
+    return gone;
 }
 
 void cr_cond_init(pthread_cond_t *c)

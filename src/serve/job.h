@@ -29,7 +29,7 @@ struct cr_job {
     char fingerprint[24];  /* of the build, the model and the blend */
     char caller[65];       /* SHA-256 of the key: whose cache it may use */
     int64_t created;       /* Unix seconds */
-    int fd;                /* the client's socket, to see it go away */
+    int fd;                /* the client's socket, to see it go away; -1: closed */
     atomic_bool cancelled; /* the client is gone or the server stops */
     atomic_int refs;
     struct cr_job *next; /* in the worker's list */

@@ -4,7 +4,6 @@
 #include "serve/read.h"
 #include "serve/reply.h"
 
-#include <stdio.h>
 #include <string.h>
 
 #define COUNT(a) (sizeof(a) / sizeof *(a))
@@ -205,19 +204,10 @@ static json_t *whole(struct cr_job *j)
     return message_json(j, true);
 }
 
-static bool event(struct cr_job *j, const char *type, json_t *o)
-{
-    char before[64];
-    bool ok = o != NULL;
-    cr_api_put(o, "type", json_string(type), &ok);
-    snprintf(before, sizeof before, "event: %s\ndata: ", type);
-    return cr_job_add(j, before, o, "\n\n") && ok;
-}
-
 static void start(struct cr_job *j)
 {
-    event(j, "message_start", json_pack("{s:o}", "message", message_json(j, false)));
-    event(j, "ping", json_object());
+    cr_reply_event(j, "message_start", json_pack("{s:o}", "message", message_json(j, false)));
+    cr_reply_event(j, "ping", json_object());
     j->block = -1;
 }
 
@@ -225,7 +215,7 @@ static bool close_block(struct cr_job *j)
 {
     bool open = j->block_open;
     j->block_open = false;
-    return !open || event(j, "content_block_stop", json_pack("{s:i}", "index", j->block));
+    return !open || cr_reply_event(j, "content_block_stop", json_pack("{s:i}", "index", j->block));
 }
 
 static bool open_block(struct cr_job *j, bool is_call, json_t *block)
@@ -234,8 +224,8 @@ static bool open_block(struct cr_job *j, bool is_call, json_t *block)
     j->block++;
     j->block_open = true;
     j->block_is_call = is_call;
-    return event(j, "content_block_start",
-                 json_pack("{s:i, s:o}", "index", j->block, "content_block", block)) &&
+    return cr_reply_event(j, "content_block_start",
+                          json_pack("{s:i, s:o}", "index", j->block, "content_block", block)) &&
            ok;
 }
 
@@ -249,9 +239,9 @@ static bool piece(struct cr_choice *c, const char *text, size_t n)
     struct cr_job *j = c->job;
     if ((!j->block_open || j->block_is_call) && !open_text(j))
         return false;
-    return event(j, "content_block_delta",
-                 json_pack("{s:i, s:{s:s, s:o}}", "index", j->block, "delta", "type", "text_delta",
-                           "text", cr_api_text(text, n)));
+    return cr_reply_event(j, "content_block_delta",
+                          json_pack("{s:i, s:{s:s, s:o}}", "index", j->block, "delta", "type",
+                                    "text_delta", "text", cr_api_text(text, n)));
 }
 
 static bool call(struct cr_choice *c, size_t i, const char *arguments, size_t n)
@@ -262,9 +252,9 @@ static bool call(struct cr_choice *c, size_t i, const char *arguments, size_t n)
         return open_block(j, true,
                           json_pack("{s:s, s:s, s:s, s:{}}", "type", "tool_use", "id", k->id,
                                     "name", k->name, "input"));
-    return event(j, "content_block_delta",
-                 json_pack("{s:i, s:{s:s, s:o}}", "index", j->block, "delta", "type",
-                           "input_json_delta", "partial_json", cr_api_text(arguments, n)));
+    return cr_reply_event(j, "content_block_delta",
+                          json_pack("{s:i, s:{s:s, s:o}}", "index", j->block, "delta", "type",
+                                    "input_json_delta", "partial_json", cr_api_text(arguments, n)));
 }
 
 static bool finish(struct cr_choice *c)
@@ -278,10 +268,10 @@ static bool finish(struct cr_choice *c)
 static void end(struct cr_job *j)
 {
     const struct cr_choice *c = &j->choices[0];
-    event(j, "message_delta",
-          json_pack("{s:{s:s, s:s?}, s:o}", "delta", "stop_reason", stop_reason(c), "stop_sequence",
-                    c->stop_met, "usage", usage(j, true)));
-    event(j, "message_stop", json_object());
+    cr_reply_event(j, "message_delta",
+                   json_pack("{s:{s:s, s:s?}, s:o}", "delta", "stop_reason", stop_reason(c),
+                             "stop_sequence", c->stop_met, "usage", usage(j, true)));
+    cr_reply_event(j, "message_stop", json_object());
 }
 
 const struct cr_writer cr_writer_claude = {

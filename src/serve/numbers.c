@@ -210,23 +210,6 @@ static bool multiples(struct cr_compiler *c, json_t *v, const struct bounds *b, 
     return true;
 }
 
-bool cr_schema_integer(struct cr_compiler *c, json_t *schema, uint32_t rule)
-{
-    struct bounds b;
-    int64_t lo, hi;
-    if (!read_bounds(c, schema, &b))
-        return false;
-    json_t *multiple = json_object_get(schema, "multipleOf");
-    if (multiple)
-        return multiples(c, multiple, &b, rule);
-    integer_bounds(&b, &lo, &hi);
-    if (lo > hi && b.lo <= b.hi && (b.lo > (double)LARGEST || b.hi < -(double)LARGEST))
-        return cr_schema_refuse(c, b.lo > 0 ? "minimum" : "maximum",
-                                "numbers of more than %d digits are not supported", DIGITS);
-    add_integers(c->g, rule, lo, hi);
-    return true;
-}
-
 /* ---- numbers with a fraction ---------------------------------------------------------------- */
 
 /* "." and digits; not_zero: one of them at least is none. */
@@ -294,7 +277,7 @@ static void add_fractions(cr_grammar *g, uint32_t rule, const char *sign, double
                     fraction_rule(g, digit, FRACTION, false), digit);
 }
 
-bool cr_schema_number(struct cr_compiler *c, json_t *schema, uint32_t rule)
+bool cr_schema_number(struct cr_compiler *c, json_t *schema, bool whole, uint32_t rule)
 {
     struct bounds b;
     int64_t lo, hi;
@@ -303,23 +286,23 @@ bool cr_schema_number(struct cr_compiler *c, json_t *schema, uint32_t rule)
     json_t *multiple = json_object_get(schema, "multipleOf");
     if (multiple)
         return multiples(c, multiple, &b, rule);
-    if (!b.any) {
+    if (!whole && !b.any) {
         any_number(c->g, rule);
         return true;
     }
     integer_bounds(&b, &lo, &hi);
-    bool reach = b.lo <= (double)SMALL && b.hi >= -(double)SMALL;
+    const int64_t most = whole ? LARGEST : SMALL;
     double below = floor(b.hi), above = ceil(b.lo);
-    if (b.lo <= b.hi && lo > hi && !(below - 1 >= above || below > above))
+    if (!whole && b.lo <= b.hi && lo > hi && !(below - 1 >= above || below > above))
         return cr_schema_refuse(c, b.lo_open ? "exclusiveMinimum" : "minimum",
                                 "no whole number lies within the bounds");
-    if (!reach && lo > hi)
-        return cr_schema_refuse(c, "minimum", "numbers of more than %d digits are not supported",
-                                DIGITS);
+    if (lo > hi && b.lo <= b.hi && (b.lo > (double)most || b.hi < -(double)most))
+        return cr_schema_refuse(c, b.lo > 0 ? "minimum" : "maximum",
+                                "numbers of more than %d digits are not supported", DIGITS);
     add_integers(c->g, rule, lo, hi);
-    if (b.hi > 0)
+    if (!whole && b.hi > 0)
         add_fractions(c->g, rule, "", b.lo, b.lo_open, b.hi);
-    if (b.lo < 0)
+    if (!whole && b.lo < 0)
         add_fractions(c->g, rule, "-", -b.hi, b.hi_open, -b.lo);
     return true;
 }

@@ -3,6 +3,7 @@
 #include "serve/reply.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 const struct cr_writer *cr_writer_of(enum cr_api_kind kind)
@@ -54,6 +55,15 @@ json_t *cr_reply_crayon(const struct cr_job *j)
     if (o && j->req.ignored)
         json_object_set(o, "ignored", j->req.ignored);
     return o;
+}
+
+bool cr_reply_event(struct cr_job *j, const char *type, json_t *o)
+{
+    char before[80];
+    bool ok = o != NULL;
+    cr_api_put(o, "type", json_string(type), &ok);
+    snprintf(before, sizeof before, "event: %s\ndata: ", type);
+    return cr_job_add(j, before, o, "\n\n") && ok;
 }
 
 static json_t *head(const struct cr_job *j, bool chunk)

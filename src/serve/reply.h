@@ -28,6 +28,8 @@ extern const struct cr_writer cr_writer_ollama;    /* ollama.c */
 
 /* The object "crayon": who answered, with which blend, how sure. */
 json_t *cr_reply_crayon(const struct cr_job *j);
+/* An event with a name, for streams that have them; o is taken and told its type. */
+bool cr_reply_event(struct cr_job *j, const char *type, json_t *o);
 bool cr_reply_has_calls(const struct cr_choice *c);
 
 #endif

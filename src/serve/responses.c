@@ -259,12 +259,9 @@ static json_t *whole(struct cr_job *j)
 
 static bool event(struct cr_job *j, const char *type, json_t *o)
 {
-    char before[80];
     bool ok = o != NULL;
-    cr_api_put(o, "type", json_string(type), &ok);
     cr_api_put(o, "sequence_number", json_integer(j->sequence++), &ok);
-    snprintf(before, sizeof before, "event: %s\ndata: ", type);
-    return cr_job_add(j, before, o, "\n\n") && ok;
+    return cr_reply_event(j, type, o) && ok;
 }
 
 static void start(struct cr_job *j)

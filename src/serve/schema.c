@@ -96,9 +96,9 @@ void cr_schema_json_rules(struct cr_compiler *c)
     cr_row_byte(&r, '"');
     cr_rule_add(&r, c->string);
     c->integer = cr_rule_new(g);
-    cr_schema_integer(c, NULL, c->integer);
+    cr_schema_number(c, NULL, true, c->integer);
     c->number = cr_rule_new(g);
-    cr_schema_number(c, NULL, c->number);
+    cr_schema_number(c, NULL, false, c->number);
     c->value = cr_rule_new(g);
     object = cr_rule_new(g);
     array = cr_rule_new(g);
@@ -571,9 +571,9 @@ static bool by_type(struct cr_compiler *c, json_t *schema, uint32_t rule)
     if (ok && types & 1u << CR_T_STRING)
         ok = string_rule(c, schema, rule);
     if (ok && types & 1u << CR_T_NUMBER)
-        return cr_schema_number(c, schema, rule);
+        return cr_schema_number(c, schema, false, rule);
     if (ok && types & 1u << CR_T_INTEGER)
-        return cr_schema_integer(c, schema, rule);
+        return cr_schema_number(c, schema, true, rule);
     return ok;
 }
 

@@ -33,8 +33,8 @@ bool cr_schema_refuse(struct cr_compiler *c, const char *keyword, const char *fm
 void cr_schema_json_rules(struct cr_compiler *c);
 bool cr_schema_rule(struct cr_compiler *c, json_t *schema, uint32_t *rule); /* schema.c */
 /* numbers.c: adds alternatives to rule. */
-bool cr_schema_integer(struct cr_compiler *c, json_t *schema, uint32_t rule);
-bool cr_schema_number(struct cr_compiler *c, json_t *schema, uint32_t rule);
+/* whole: integers only. */
+bool cr_schema_number(struct cr_compiler *c, json_t *schema, bool whole, uint32_t rule);
 /* Literal JSON values, sharing their beginnings. */
 bool cr_schema_literals(struct cr_compiler *c, json_t *values, uint32_t rule);
 /* merge.c: a schema that means both; NULL: refused. A new reference. */

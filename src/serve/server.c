@@ -331,6 +331,7 @@ static void on_completed(void *ud, struct MHD_Connection *c, void **con_cls,
         atomic_store(&t->job->cancelled, true);
         pthread_mutex_lock(&t->job->lock);
         t->job->suspended = NULL;
+        t->job->fd = -1; /* it is closed after this, and its number may be another's */
         pthread_mutex_unlock(&t->job->lock);
         cr_job_unref(t->job);
     } else if (t->http) {

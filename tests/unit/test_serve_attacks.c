@@ -75,32 +75,42 @@ static void test_attack_26_slow_and_idle_connections(void **state)
     cr_server_stop(s, 1000);
 }
 
-/* A server of its own process, with few descriptors, until stop_fd is closed. */
-static int serve_with_few_descriptors(int *stop_fd, pid_t *pid)
+/* The other process of the test below: a server with few descriptors, until standard input ends. */
+static int serve_with_few_descriptors(void)
+{
+    struct rlimit few = {.rlim_cur = 300, .rlim_max = 300};
+    struct cr_model_options one = {.n_threads = 1};
+    struct cr_serve_options opt = {.model_name = "m", .n_ctx = 64};
+    cr_model *own;
+    cr_server *s;
+    char byte;
+    if (cr_model_open(&own, CR_SOURCE_DIR "/tests/data/stories260K.gguf", &one, NULL) != CR_OK)
+        return 1;
+    opt.model = own;
+    setrlimit(RLIMIT_NOFILE, &few);
+    if (cr_server_start(&s, &opt, NULL) != CR_OK)
+        return 2;
+    int port = cr_server_port(s);
+    if (write(STDOUT_FILENO, &port, sizeof port) != sizeof port ||
+        read(STDIN_FILENO, &byte, 1) != 0)
+        return 3;
+    cr_server_stop(s, 1000);
+    cr_model_close(own);
+    return 0;
+}
+
+/* Starts it; its port. It ends when stop_fd is closed. */
+static int start_other(int *stop_fd, pid_t *pid)
 {
     int ready[2], stop[2], port = 0;
     assert_true(pipe(ready) == 0 && pipe(stop) == 0);
     *pid = fork();
     if (*pid == 0) {
-        struct rlimit few = {.rlim_cur = 300, .rlim_max = 300};
-        struct cr_serve_options opt = {.model_name = "m", .n_ctx = 64};
-        cr_model *own;
-        cr_server *s;
-        char byte;
+        dup2(stop[0], STDIN_FILENO);
+        dup2(ready[1], STDOUT_FILENO);
         close(stop[1]);
-        if (cr_model_open(&own, CR_SOURCE_DIR "/tests/data/stories260K.gguf",
-                          &(struct cr_model_options){.n_threads = 1}, NULL) != CR_OK)
-            _exit(1);
-        opt.model = own;
-        setrlimit(RLIMIT_NOFILE, &few);
-        if (cr_server_start(&s, &opt, NULL) != CR_OK)
-            _exit(2);
-        port = cr_server_port(s);
-        if (write(ready[1], &port, sizeof port) != sizeof port || read(stop[0], &byte, 1) != 0)
-            _exit(3);
-        cr_server_stop(s, 1000);
-        cr_model_close(own);
-        _exit(0);
+        execl("/proc/self/exe", "test_serve_attacks", "serve", (char *)NULL);
+        _exit(4);
     }
     close(stop[0]);
     close(ready[1]);
@@ -119,7 +129,7 @@ static void test_attack_26_dripping_connections_make_room(void **state)
     static int fds[N];
     int stop, st;
     pid_t pid;
-    int port = serve_with_few_descriptors(&stop, &pid);
+    int port = start_other(&stop, &pid);
     for (int i = 0; i < N; i++) {
         fds[i] = dial_port(port);
         send(fds[i], "GET /health HTTP/1.1\r\nX: ", 25, MSG_NOSIGNAL);
@@ -405,8 +415,10 @@ static void test_attack_34_vanishing_clients_leave_nothing(void **state)
     cr_server_stop(s, 1000);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    if (argc > 1 && strcmp(argv[1], "serve") == 0)
+        return serve_with_few_descriptors();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_attack_21_text_is_no_control_token),
         cmocka_unit_test(test_attack_26_slow_and_idle_connections),
