@@ -174,9 +174,9 @@ const struct cr_option cr_options[] = {
     VALUE(LEVEL, BLEND, BLEND, 0, "level", CHOICE, 0, "instant|measured|refined|tuned", NULL,
           "how far to go: instant (no model run), measured (middle view), refined (labels), tuned "
           "(gradient steps on the blend); without it what the examples allow, never tuned"),
-    NUMBER(STEPS, BLEND, BLEND, 0, "steps", INT, 0, "N", "8", 1, 1000,
+    NUMBER(STEPS, BLEND, BLEND, 0, "steps", INT, 0, "N", "4", 1, 1000,
            "gradient steps of the level tuned, each over all examples"),
-    NUMBER(LR, BLEND, BLEND, 0, "lr", REAL, 0, "R", "0.0003", 0, 10,
+    NUMBER(LR, BLEND, BLEND, 0, "lr", REAL, 0, "R", "0.001", 0, 10,
            "learning rate of the level tuned"),
     VALUE(SOLVER, BLEND, BLEND, 0, "solver", CHOICE, 0,
           "uniform|softmax|meanw|simplex|knn|nearest|mean|pick|refine", NULL, "this solver alone"),

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Puts the results of lab.py into RESULTS_DIR/MODEL, and tasks.json beside them.
+"""Puts the results of lab.py into RESULTS_DIR/MODEL, and tasks.json beside them (task, group, test rows, kind of answer).
 
 usage: collect.py LAB_OUT PACK.npz RESULTS_DIR/MODEL
 """
@@ -26,7 +26,8 @@ def main(source, pack, target):
     d = np.load(pack)
     test = d["rows"][d["rows"][:, 1] == 2]
     n = np.bincount(test[:, 0], minlength=len(d["names"]))
-    tasks = [[str(d["names"][t]), str(d["groups"][d["group"][t]]), int(n[t])] for t in range(len(n)) if n[t]]
+    choices = np.bincount(test[:, 0], weights=test[:, 11] != 0, minlength=len(n))
+    tasks = [[str(d["names"][t]), str(d["groups"][d["group"][t]]), int(n[t]), "choices" if 2 * choices[t] > n[t] else "short answers"] for t in range(len(n)) if n[t]]
     with open(target + "/tasks.json", "w") as f:
         f.write("[\n" + ",\n".join(json.dumps(t) for t in tasks) + "\n]\n")
 

@@ -20,6 +20,8 @@ import sys
 
 import numpy as np
 
+import choose
+
 DRAWS = 2000
 # label in the table, job prefix, regular expression of the row's variants, group of labels
 ROWS = [
@@ -51,6 +53,10 @@ ROWS = [
     ("library: PICK", "lib", r"^PICK$", "library pool"),
     ("library: REFINE", "lib", r"^REFINE 32$", "library pool"),
     ("library: REFINE, averaged with PICK", "lib", r"^REFINE 32 averaged with PICK$", "library pool"),
+    ("library: REFINE + one LoRA N r", "ens", r"^REFINE \+ N r$", "library pool"),
+    ("library: REFINE, calibrated", "ens", r"^REFINE, calibrated$", "library pool"),
+    ("library: REFINE + one LoRA N r, calibrated", "ens", r"^REFINE \+ N r, calibrated$", "library pool"),
+    ("one LoRA, N r, calibrated", "ens", r"^N r, calibrated$", "one LoRA"),
     ("library: told which task", "lib", r"^told which task$", "library pool"),
     ("library: tuned weights", "lib", r"^tuned weights", "gradient steps"),
     ("library: blend + gradient steps", "lib", r"^(blend|REFINE) \+ gradient", "gradient steps"),
@@ -68,11 +74,11 @@ class Results:
             name = os.path.basename(path)[:-5]
             if name != "tasks":
                 self.jobs[name] = json.load(open(path))
-        self.all = json.load(open(folder + "/tasks.json"))  # [[task, group, test rows]] in the order of the data
+        self.all = json.load(open(folder + "/tasks.json"))  # [[task, group, test rows, kind of answer]] in the order of the data
         # the P3 prompts train pools but are not part of the tables
         mine = [t for t in self.all if not t[0].startswith("p3")]
         self.names, self.group = [t[0] for t in mine], {t[0]: t[1] for t in mine}
-        self.rows = {t[0]: t[2] for t in self.all}
+        self.rows, self.kind = {t[0]: t[2] for t in self.all}, {t[0]: t[3] for t in mine}
         rng = np.random.default_rng(1)
         self.counts = [rng.multinomial(t[2], np.full(t[2], 1 / t[2]), DRAWS) for t in mine]
         self.draws = {}
@@ -94,7 +100,12 @@ class Results:
 
     def accuracy(self, cells):
         """Mean over (job, row) cells: per task, and per task and draw."""
-        b = np.mean([self.bits(*c) for c in cells], 0)
+        return self.of_bits(np.mean([self.bits(*c) for c in cells], 0))
+
+    def has(self, job, row):
+        return job in self.jobs and row in self.jobs[job]["rows"]
+
+    def of_bits(self, b):
         exact, drawn = [], []
         at = 0
         for counts in self.counts:
@@ -296,6 +307,8 @@ def main(folder, page):
         "smollm2 evals": list_table(big, "evaluations", evals()), "15m evals": list_table(small, "evaluations", evals()),
         "smollm2 gradient": list_table(big, "row", [(("library: " if j.startswith("lib") else "r: " if "-r-" in j else "N r: ") + r, j, r) for _, j, r in grads()]),
         "smollm2 shots": list_table(big, "row, seed 1", [("base, 5-shot", "base", "base 5-shot seed 1"), ("library: REFINE", "lib-seed1", "REFINE 32"), ("library: REFINE, 5-shot prompts", "lib-seed1", "REFINE 32 with 5-shot prompts")]),
+        **{f"{m} {name}": f(r) for m, r in (("smollm2", big), ("15m", small)) for name, f in (
+            ("kinds", choose.kinds), ("choose", choose.table), ("choose pairs", choose.pairs), ("choose worst", choose.worst))},
         "scope": scope_table((("SmolLM2", big), ("15M", small))),
         "witness": list_table(big, "one LoRA, r, seed 1", [("trained by crayon", "lora-r-seed1", "one LoRA"), ("trained by PyTorch", "witness-lora-r", "one LoRA")]),
     }
