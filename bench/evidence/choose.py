@@ -18,12 +18,13 @@ SMALL = {**ROWS, "4 steps": ("lib", "blend + gradient lr 0.001 steps 4")}
 
 
 class Chooser:
-    def __init__(self, res, seeds=(1, 2, 3)):
+    def __init__(self, res):
+        seeds = [s for s in (1, 2, 3) if f"lib-seed{s}" in res.jobs]
         self.res, self.cells = res, {}
         self.starts = np.r_[0, np.cumsum([c.shape[1] for c in res.counts])]
         for name, (job, row) in (ROWS if res.has("lib-seed1", ROWS["4 steps"][1]) else SMALL).items():
             got = [(f"{job}-seed{s}", row) if job != "base" else ("base", f"base 5-shot seed {s}") for s in seeds]
-            if all(res.has(*c) for c in got):
+            if got and all(res.has(*c) for c in got):
                 self.cells[name] = [res.bits(*c).astype(float) for c in got]
 
     def mean(self, name):
@@ -58,6 +59,8 @@ def difference(res, a, b, g):
 def table(res):
     """Accept or keep by K held-out rows."""
     c = Chooser(res)
+    if not {"N r", "base 5-shot"} <= set(c.cells):
+        return ""
     plans = [("no choice: REFINE", ["REFINE"], 0, 0), ("**without gradient steps**", None, 0, 0)]
     plans += [("REFINE, alone or with 5 examples in the prompt", ["REFINE", "REFINE 5-shot"], k, 0) for k in (4, 8, 16)]
     plans += [("the same, or the base model with 5 examples", ["REFINE", "REFINE 5-shot", "base 5-shot"], k, 0) for k in (4, 8, 16)]
@@ -99,6 +102,8 @@ def pairs(res):
 def worst(res):
     """Tasks that lose against one LoRA N r under rules of acceptance."""
     c = Chooser(res)
+    if "N r" not in c.cells:
+        return ""
     ref = res.of_bits(c.mean("N r"))
     plans = [("REFINE for all", ["REFINE"], 0, 0)]
     plans += [("N r is kept unless REFINE has more of K right", ["N r", "REFINE"], k, 0) for k in (4, 8, 16, 32)]

@@ -151,6 +151,7 @@ class Job:
         files = [f"{args.train}/{n}.train.jsonl.xz" for n in (("clear",) if spec.get("tasks") == "clear" else ("clear", "other"))]
         if spec.get("files"):
             files = [f"{args.train}/{n}.train.jsonl.xz" for n in spec["files"]]
+        files = [f for f in files if os.path.getsize(f) > 32]  # an empty .xz: a tiny set may have no task of one kind
         if spec.get("n_tasks"):
             files = [self.some_tasks(files, spec["n_tasks"])]
         kind = {"library": ["library"], "centroid": ["centroid"], "lora": ["lora"], "clusters": ["centroid", "--form", "separate", "--hard"]}

@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turns the task files into one array file of token ids for lab.py; development only.
 
-usage: pack.py TASK_DIR split.json tokenizer.json OUTPUT.npz [--small]
+usage: pack.py TASK_DIR split.json MODEL.gguf OUTPUT.npz [--rows DIR] [--small]
 
 Prompts, answers and options are those of docs/method.md: `Context: C\\nQuestion: Q\\nAnswer:`, an option
 is " " + text, an answer that is trained or matched ends with a line feed. Per task, by a fixed seed:
 rows for training (at most 800, at most 256 tokens), up to 50 rows that a user might give (from the
-train or dev split, never trained on), and test rows. Needs tokenizers, numpy.
+train or dev split, never trained on), and test rows. Needs tokenizers, gguf, numpy.
 """
 import argparse
 import hashlib
@@ -16,8 +16,9 @@ import lzma
 import os
 import random
 
+import gguf
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 TRAIN, GIVEN, P3_TESTED = 800, 50, 40  # of the P3 prompts that train, only the first 40 are tested
 TEST = {"pool": 40, "validation": 100, "unseen": 100, "mmlu": 60}
@@ -35,6 +36,19 @@ def read(path):
                 if r.get("answer") not in (None, ""):
                     out.setdefault(r["task"] if stem in ("p3", "mmlu") else stem, []).append(r)
     return out
+
+
+def tokenizer_of(path):
+    """The byte-level BPE tokenizer that a GGUF file holds."""
+    f = gguf.GGUFReader(path).fields
+    get = lambda k: f["tokenizer.ggml." + k].contents()
+    if get("model") != "gpt2" or get("pre") not in ("gpt-2", "smollm"):
+        raise SystemExit("pack.py: %s: tokenizer %s/%s is not known here" % (path, get("model"), get("pre")))
+    vocab = {t: i for i, t in enumerate(get("tokens"))}
+    tok = Tokenizer(models.BPE(vocab=vocab, merges=[tuple(m.split(" ")) for m in get("merges")]))
+    steps = [pre_tokenizers.Digits(individual_digits=True)] if get("pre") == "smollm" else []
+    tok.pre_tokenizer = pre_tokenizers.Sequence(steps + [pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    return tok
 
 
 class Packer:
@@ -104,13 +118,13 @@ def plain(r, task):
 
 def main():
     p = argparse.ArgumentParser()
-    for n in ("tasks", "split", "tokenizer", "output"):
+    for n in ("tasks", "split", "model", "output"):
         p.add_argument(n)
     p.add_argument("--rows", help="folder for the training rows as clear.train.jsonl.xz and other.train.jsonl.xz")
     p.add_argument("--small", action="store_true", help="a tenth of everything, for trying")
     a = p.parse_args()
     split = json.load(open(a.split))
-    packer = Packer(Tokenizer.from_file(a.tokenizer))
+    packer = Packer(tokenizer_of(a.model))
     names, group, clear = [], [], []
     tenth = 10 if a.small else 1
     lines = {True: [], False: []}
@@ -166,4 +180,5 @@ def main():
     print(len(packer.ids), "ids", hashlib.sha256(open(a.output, "rb").read()).hexdigest())
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes the list of jobs for lab.py, by importance.
 
-usage: plan.py smollm2|15m > plan.json
+usage: plan.py smollm2|15m|small > plan.json
 
 Every kind of training tries three learning rates for one epoch with seed 1; the rate with the best
 validation accuracy of the kind's own row is used for all its seeds. Then two epochs with seeds 1 to 3,
-and ablations with seed 1. r is 8; N is 32 (SmolLM2) or 16 (15M).
+and ablations with seed 1. r is 8; N is 32 (SmolLM2) or 16 (15M). "small": a few steps of the 15M on a CPU, to
+try the whole way; its numbers mean nothing.
 """
 import json
 import sys
@@ -17,7 +18,16 @@ ROWS = {  # kind: (label, rows that choose its learning rate)
 }
 
 
+def small():
+    job = lambda name, kind, **more: {"name": name, "kind": kind, "rank": 4, "n": 1, "seed": 1, "lr": 2e-3, "steps": 4, "light": True, **more}
+    return [{"name": "base", "kind": "base", "seeds": [1]}, job("lora-r-seed1", "lora"), job("lora-nr-seed1", "lora", rank=16),
+            job("lib-seed1", "library", n=4, evals=[4])]
+
+
 def main(model):
+    if model == "small":
+        json.dump(small(), sys.stdout, indent=0)
+        return
     big = model == "smollm2"
     n = 32 if big else 16
     size = {"library": n, "lora 1": 1, "lora N": 1, "centroid": n, "clusters": n}

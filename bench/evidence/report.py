@@ -121,6 +121,8 @@ class Results:
 
     def macro(self, acc, g):
         of = self.members(g)
+        if not len(of):  # of a tiny set
+            return np.nan, np.full(DRAWS, np.nan)
         if g not in self.draws:
             self.draws[g] = np.random.default_rng(2).multinomial(len(of), np.full(len(of), 1 / len(of)), DRAWS) / len(of)
         return 100 * acc[0][of].mean(), 100 * (self.draws[g] * acc[1][of].T).sum(1)
@@ -211,6 +213,7 @@ def unseen_table(res):
     """Unseen tasks alone, the rows that use labels, against four rows."""
     acc = {label: a for label, _, _, _, a in rows_of(res)}
     refs = ["one LoRA, r", "one LoRA, N r, REFINE over rank groups", "base, 5-shot", "one LoRA, r + gradient steps"]
+    refs = [r for r in refs if r in acc]
     out = ["| row | unseen | " + " | ".join("against *%s*" % r for r in refs) + " |", "|---|---|" + "---|" * len(refs)]
     for label in ("library: PICK", "library: REFINE", "library: REFINE, averaged with PICK", "library: tuned weights", "library: blend + gradient steps",
                   "library: REFINE + 8 gentle steps"):

@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training rows of the shipped 15M pool; development only.
 
-usage: ship.py TASK_DIR split.json DATA_DIR tokenizer.json OUTPUT.train.jsonl.xz
+usage: ship.py TASK_DIR split.json DATA_DIR MODEL.gguf OUTPUT.train.jsonl.xz
 
 All tasks with a clear licence that train pools in split.json, and those of DATA_DIR/train.jsonl.xz; not
 the tasks that DATA_DIR/eval.jsonl.xz keeps unseen, nor any row that it holds. At most 800 rows a task, at
-most 256 tokens a row. Needs tokenizers.
+most 256 tokens a row. Needs tokenizers, gguf.
 """
 import json
 import lzma
@@ -14,7 +14,7 @@ import os
 import random
 import sys
 
-from tokenizers import Tokenizer
+from pack import tokenizer_of
 
 
 def read(path):
@@ -22,8 +22,8 @@ def read(path):
         return [json.loads(line) for line in f]
 
 
-def main(tasks, split, data, tokenizer, output):
-    tok = Tokenizer.from_file(tokenizer)
+def main(tasks, split, data, model, output):
+    tok = tokenizer_of(model)
     held = read(data + "/eval.jsonl.xz")
     unseen = {r["task"] for r in held if r["group"] == "unseen"}
     rows = {(r["task"], r["question"], r.get("context")) for r in held}
