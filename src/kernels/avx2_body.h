@@ -532,6 +532,13 @@ INLINE void v_sum_4(float *y, vf a, vf b, vf c, vf d)
     vf v = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
     _mm_storeu_ps(y, _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1)));
 }
+INLINE void v_sum_tile(float *y, size_t ldy, int T, vf acc[FLOAT_ROWS][FLOAT_SIDE])
+{
+    UNROLL for (int t = 0; t < T; t++)
+    {
+        v_sum_4(y + (size_t)t * ldy, acc[0][t], acc[1][t], acc[2][t], acc[3][t]);
+    }
+}
 INLINE float v_top(vf v)
 {
     v = _mm256_max_ps(v, _mm256_permute2f128_ps(v, v, 1));

@@ -13,6 +13,7 @@
  * The float kernels are those of vector.h, with 16 lanes.
  */
 #include "kernels/rows16.h"
+#include "kernels/sums16.h"
 
 #include <immintrin.h>
 #include <math.h>
@@ -249,22 +250,13 @@ INLINE vf v_scale(vf v, vf k)
 {
     return _mm512_scalef_ps(v, k);
 }
-/* Lane l with l + 8, then the tree of 8: ((0+1)+(2+3)) + ((4+5)+(6+7)). */
-INLINE __m256 fold(vf v)
-{
-    return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
-}
 INLINE float v_sum(vf v)
 {
-    __m256 h = fold(v);
-    h = _mm256_hadd_ps(h, h);
-    h = _mm256_hadd_ps(h, h);
-    return _mm_cvtss_f32(_mm_add_ss(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)));
+    return sum_lanes(v);
 }
-INLINE void v_sum_4(float *y, vf a, vf b, vf c, vf d)
+INLINE void v_sum_tile(float *y, size_t ldy, int T, vf acc[FLOAT_ROWS][FLOAT_SIDE])
 {
-    __m256 h = _mm256_hadd_ps(_mm256_hadd_ps(fold(a), fold(b)), _mm256_hadd_ps(fold(c), fold(d)));
-    _mm_storeu_ps(y, _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)));
+    store_tile(y, ldy, T, acc);
 }
 INLINE float v_top(vf v)
 {

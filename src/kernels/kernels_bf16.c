@@ -7,11 +7,11 @@
  * Lane l of an output's one accumulator adds columns 2l, 2l + 1, 2l + 32, 2l + 33, ...; the tail is
  * filled with zeros; then the lanes are added. 4 rows by 6 tokens are computed side by side.
  */
-#include "kernels/levels.h"
+#include "kernels/sums16.h"
 
 #include <immintrin.h>
 
-enum { COLUMNS = 32, ROWS = 4, SIDE = 6, PASS = 64 };
+enum { COLUMNS = 32, ROWS = 4, SIDE = 6 };
 
 struct job {
     float *y;
@@ -29,25 +29,6 @@ INLINE __m512bh load(const uint8_t *p, size_t i, size_t n)
 INLINE __m512bh load_whole(const uint8_t *p, size_t i)
 {
     return (__m512bh)_mm512_loadu_si512(p + 2 * i);
-}
-
-/* Lane l with l + 8, then ((0+1)+(2+3)) + ((4+5)+(6+7)). */
-INLINE __m256 fold(__m512 v)
-{
-    return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
-}
-
-INLINE void store_sums(float *y, __m512 a, __m512 b, __m512 c, __m512 d)
-{
-    __m256 h = _mm256_hadd_ps(_mm256_hadd_ps(fold(a), fold(b)), _mm256_hadd_ps(fold(c), fold(d)));
-    _mm_storeu_ps(y, _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)));
-}
-
-INLINE float sum_lanes(__m512 v)
-{
-    __m256 h = _mm256_hadd_ps(fold(v), fold(v));
-    h = _mm256_hadd_ps(h, h);
-    return _mm_cvtss_f32(_mm_add_ss(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)));
 }
 
 /* R rows by T tokens. */
@@ -81,47 +62,49 @@ INLINE void tile(int R, int T, const struct job *j)
             }
         }
     }
+    if (R == ROWS) {
+        store_tile(j->y, j->ldy, T, acc);
+        return;
+    }
     UNROLL for (int t = 0; t < T; t++)
     {
-        float *y = j->y + (size_t)t * j->ldy;
-        if (R == 4)
-            store_sums(y, acc[0][t], acc[1][t], acc[2][t], acc[3][t]);
-        else
-            *y = sum_lanes(acc[0][t]);
+        j->y[(size_t)t * j->ldy] = sum_lanes(acc[0][t]);
     }
 }
 
-INLINE void rows_by_tokens(int R, struct job j, size_t n_tok)
+/* All rows by T tokens. */
+INLINE void rows_by_tokens(int T, struct job j, size_t rows)
 {
-    while (n_tok > 0) {
-        size_t step = n_tok >= SIDE ? SIDE : n_tok >= 2 ? 2 : 1;
-        if (step == SIDE)
-            tile(R, SIDE, &j);
-        else if (step == 2)
-            tile(R, 2, &j);
+    for (size_t r = 0, step; r < rows; r += step) {
+        step = rows - r >= ROWS ? ROWS : 1;
+        if (step == ROWS)
+            tile(ROWS, T, &j);
         else
-            tile(R, 1, &j);
-        j.y += step * j.ldy;
-        j.x += step * j.x_bytes;
-        n_tok -= step;
+            tile(1, T, &j);
+        j.w += step * j.row_bytes;
+        j.y += step;
     }
 }
 
+/* Passes as in vector.h. */
 static void matmul_bf16(float *y, size_t ldy, const void *w, size_t row_bytes, const void *x,
                         size_t x_bytes, size_t rows, size_t n_tok, size_t n)
 {
     struct job j = {.ldy = ldy, .row_bytes = row_bytes, .x_bytes = x_bytes, .n = n};
-    for (size_t t = 0; t < n_tok; t += PASS) {
-        size_t n_pass = n_tok - t < PASS ? n_tok - t : PASS, step;
-        j.x = (const uint8_t *)x + t * x_bytes;
-        for (size_t r = 0; r < rows; r += step) {
-            j.y = y + t * ldy + r;
+    const size_t pass = rows_in_pass(row_bytes);
+    for (size_t r = 0; r < rows; r += pass) {
+        const size_t some = rows - r < pass ? rows - r : pass;
+        for (size_t t = 0, step; t < n_tok; t += step) {
             j.w = (const uint8_t *)w + r * row_bytes;
-            step = rows - r >= ROWS ? ROWS : 1;
-            if (step == ROWS)
-                rows_by_tokens(ROWS, j, n_pass);
+            j.x = (const uint8_t *)x + t * x_bytes;
+            j.y = y + t * ldy + r;
+            step = n_tok - t >= SIDE ? SIDE : n_tok - t >= 2 ? 2 : 1;
+            if (step == SIDE)
+                rows_by_tokens(SIDE, j, some);
+            else if (step == 2)
+                rows_by_tokens(2, j, some);
             else
-                rows_by_tokens(1, j, n_pass);
+                rows_by_tokens(1, j, some);
         }
     }
 }

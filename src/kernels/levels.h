@@ -11,6 +11,13 @@
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
+/* Rows of floats that stay in the second-level cache, a multiple of 4. */
+INLINE size_t rows_in_pass(size_t row_bytes)
+{
+    enum { ROOM = 1 << 18 };
+    return row_bytes <= ROOM / 4 ? ROOM / (row_bytes ? row_bytes : 1) / 4 * 4 : 4;
+}
+
 extern const struct cr_kernels cr_kernels_ref;
 #if defined(__x86_64__)
 extern const struct cr_kernels cr_kernels_avx2;

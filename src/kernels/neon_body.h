@@ -514,6 +514,13 @@ INLINE void v_sum_4(float *y, vf a, vf b, vf c, vf d)
 {
     vst1q_f32(y, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
 }
+INLINE void v_sum_tile(float *y, size_t ldy, int T, vf acc[FLOAT_ROWS][FLOAT_SIDE])
+{
+    UNROLL for (int t = 0; t < T; t++)
+    {
+        v_sum_4(y + (size_t)t * ldy, acc[0][t], acc[1][t], acc[2][t], acc[3][t]);
+    }
+}
 INLINE float v_top(vf v)
 {
     return vmaxvq_f32(v);

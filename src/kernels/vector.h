@@ -13,7 +13,8 @@
  *     v_add v_sub v_mul v_div                         v_fma(a, b, c) = a b + c, rounded once
  *     v_max(a, b) v_min(a, b)                         NaN where b is NaN
  *     v_round(v) v_scale(v, k)                        to nearest even; v 2^k, rounded once
- *     v_sum(v) v_sum_4(y, a, b, c, d) v_top(v)        over lanes, one fixed tree; v_sum_4 stores 4
+ *     v_sum(v) v_top(v)                               over lanes, one fixed tree
+ *     v_sum_tile(y, ldy, T, acc)                      y[t * ldy + r] = v_sum(acc[r][t]), 4 rows
  *
  * A sum over n runs in lanes: lane l adds the terms l, l + LANES, ... in order, the tail is filled
  * with zeros, and v_sum adds the lanes. Products of at most NARROW float32 columns, such as the
@@ -100,28 +101,27 @@ INLINE void float_tile(enum cr_type type, int R, int T, const struct floats *f)
         float_step(type, R, T, acc, f, i, 0);
     if (i < f->n)
         float_step(type, R, T, acc, f, i, f->n - i);
+    if (R == 4) {
+        v_sum_tile(f->y, f->ldy, T, acc);
+        return;
+    }
     UNROLL for (int t = 0; t < T; t++)
     {
-        if (R == 4)
-            v_sum_4(f->y + (size_t)t * f->ldy, acc[0][t], acc[1][t], acc[2][t], acc[3][t]);
-        else
-            f->y[(size_t)t * f->ldy] = v_sum(acc[0][t]);
+        f->y[(size_t)t * f->ldy] = v_sum(acc[0][t]);
     }
 }
 
-INLINE void float_rows(enum cr_type type, int R, struct floats f, size_t n_tok)
+/* All rows by T tokens. */
+INLINE void float_rows(enum cr_type type, int T, struct floats f, size_t rows)
 {
-    while (n_tok > 0) {
-        size_t step = n_tok >= FLOAT_SIDE ? FLOAT_SIDE : n_tok >= 2 ? 2 : 1;
-        if (step == FLOAT_SIDE)
-            float_tile(type, R, FLOAT_SIDE, &f);
-        else if (step == 2)
-            float_tile(type, R, 2, &f);
+    for (size_t r = 0, step; r < rows; r += step) {
+        step = rows - r >= FLOAT_ROWS ? FLOAT_ROWS : 1;
+        if (step == FLOAT_ROWS)
+            float_tile(type, FLOAT_ROWS, T, &f);
         else
-            float_tile(type, R, 1, &f);
-        f.y += step * f.ldy;
-        f.x += step * f.x_bytes;
-        n_tok -= step;
+            float_tile(type, 1, T, &f);
+        f.w += step * f.row_bytes;
+        f.y += step;
     }
 }
 
@@ -196,32 +196,31 @@ static void matmul_narrow(struct floats all, size_t rows, size_t n_tok)
     }
 }
 
-/* Tokens in passes that stay in the second-level cache beside a few rows. */
+/* A few tokens stay in the first-level cache while they meet the rows of a pass, which stay in the
+ * second. */
 INLINE void matmul_floats(enum cr_type type, float *y, size_t ldy, const void *w, size_t row_bytes,
                           const void *x, size_t x_bytes, size_t rows, size_t n_tok, size_t n)
 {
-    enum { N = 64 };
-    struct floats f = {.ldy = ldy, .row_bytes = row_bytes, .x_bytes = x_bytes, .n = n};
+    struct floats f = {
+        .y = y, .ldy = ldy, .w = w, .x = x, .row_bytes = row_bytes, .x_bytes = x_bytes, .n = n};
     if (type == CR_F32 && n <= NARROW) {
-        f.y = y;
-        f.w = w;
-        f.x = x;
         matmul_narrow(f, rows, n_tok);
         return;
     }
-    for (size_t t = 0; t < n_tok; t += N) {
-        size_t n_pass = n_tok - t < N ? n_tok - t : N;
-        f.x = (const uint8_t *)x + t * x_bytes;
-        for (size_t r = 0; r < rows;) {
-            f.y = y + t * ldy + r;
+    const size_t pass = rows_in_pass(row_bytes);
+    for (size_t r = 0; r < rows; r += pass) {
+        const size_t some = rows - r < pass ? rows - r : pass;
+        for (size_t t = 0, step; t < n_tok; t += step) {
             f.w = (const uint8_t *)w + r * row_bytes;
-            if (rows - r >= FLOAT_ROWS) {
-                float_rows(type, FLOAT_ROWS, f, n_pass);
-                r += FLOAT_ROWS;
-            } else {
-                float_rows(type, 1, f, n_pass);
-                r++;
-            }
+            f.x = (const uint8_t *)x + t * x_bytes;
+            f.y = y + t * ldy + r;
+            step = n_tok - t >= FLOAT_SIDE ? FLOAT_SIDE : n_tok - t >= 2 ? 2 : 1;
+            if (step == FLOAT_SIDE)
+                float_rows(type, FLOAT_SIDE, f, some);
+            else if (step == 2)
+                float_rows(type, 2, f, some);
+            else
+                float_rows(type, 1, f, some);
         }
     }
 }
