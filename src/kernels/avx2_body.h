@@ -603,6 +603,24 @@ INLINE vi vi_fifth(vi v, int g)
     v = g < 4 ? _mm256_slli_epi16(v, 4 - g) : _mm256_srli_epi16(v, g - 4);
     return _mm256_and_si256(v, _mm256_set1_epi8(16));
 }
+INLINE vi vi_upper(vi v, int g)
+{
+    v = g == 0   ? _mm256_slli_epi16(v, 4)
+        : g == 1 ? _mm256_slli_epi16(v, 2)
+        : g == 3 ? _mm256_srli_epi16(v, 2)
+                 : v;
+    return _mm256_and_si256(v, _mm256_set1_epi8(48));
+}
+INLINE vi vi_values(vi v)
+{
+    const __m128i values = _mm_loadu_si128((const void *)iq4_values);
+    const __m128i flipped = _mm_xor_si128(values, _mm_set1_epi8((char)PACKED_FLIP));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(flipped), v);
+}
+INLINE vi vi_sub(vi a, vi b)
+{
+    return _mm256_sub_epi32(a, b);
+}
 /* 8 pairs of at most 2 * 15 * 127 stay below 2^15. */
 INLINE bool sums_fit_16_bits(enum cr_type type)
 {
@@ -628,7 +646,7 @@ INLINE vf vi_float(enum cr_type type, vi v, const int32_t *sum)
     if (type == CR_Q4_0 || type == CR_Q5_0)
         v = _mm256_sub_epi32(v,
                              _mm256_slli_epi32(_mm256_set1_epi32(*sum), type == CR_Q4_0 ? 3 : 4));
-    if (VNNI && type == CR_Q8_0)
+    if (VNNI && is_signed(type))
         v = _mm256_sub_epi32(v, _mm256_slli_epi32(_mm256_set1_epi32(*sum), 7));
     return _mm256_cvtepi32_ps(v);
 }

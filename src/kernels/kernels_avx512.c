@@ -318,11 +318,29 @@ INLINE vi vi_fifth(vi v, int g)
     v = g < 4 ? _mm512_slli_epi16(v, 4 - g) : _mm512_srli_epi16(v, g - 4);
     return _mm512_and_si512(v, _mm512_set1_epi8(16));
 }
+INLINE vi vi_upper(vi v, int g)
+{
+    v = g == 0   ? _mm512_slli_epi16(v, 4)
+        : g == 1 ? _mm512_slli_epi16(v, 2)
+        : g == 3 ? _mm512_srli_epi16(v, 2)
+                 : v;
+    return _mm512_and_si512(v, _mm512_set1_epi8(48));
+}
+INLINE vi vi_values(vi v)
+{
+    const __m128i values = _mm_loadu_si128((const void *)iq4_values);
+    const __m128i flipped = _mm_xor_si128(values, _mm_set1_epi8((char)PACKED_FLIP));
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(flipped), v);
+}
+INLINE vi vi_sub(vi a, vi b)
+{
+    return _mm512_sub_epi32(a, b);
+}
 /* -128, -8 or -16 times the sum of the activation's codes: see the top. */
 INLINE vi vi_start(enum cr_type type, const int32_t *sum)
 {
     const vi zero = _mm512_setzero_si512();
-    const unsigned shift = type == CR_Q8_0 ? 7 : type == CR_Q4_0 ? 3 : 4;
+    const unsigned shift = type == CR_Q8_0 || type == CR_IQ4_NL ? 7 : type == CR_Q4_0 ? 3 : 4;
     if (sum_factor(type) == 0)
         return zero;
     return _mm512_sub_epi32(zero, _mm512_slli_epi32(_mm512_set1_epi32(*sum), shift));

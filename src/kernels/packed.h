@@ -4,10 +4,12 @@
  * a panel is one stream of whole vectors. A panel of n_blocks blocks of 32 columns holds
  *
  *     codes   n_blocks times: vector g has bytes 4g .. 4g + 3 of every row's codes, one row a lane;
- *             8 vectors for Q8_0, else 4 of nibbles, whose high ones are the block's second half,
- *             and for types of 5 bits one more: bit g of its byte k is the fifth of value 4g + k
- *     scales  d: n_blocks times LANES float16; then m, where the type has minima. Q4_K and Q5_K:
- *             for each 8 blocks d, m as float16, and 8 times the scales and minima as bytes
+ *             8 vectors for Q8_0, else 4 of nibbles, whose high ones are the block's second half.
+ *             For types of 5 bits one more: bit g of its byte k is the fifth of value 4g + k; for
+ *             Q6_K two, one for each half: bits 2g and 2g + 1 of its byte k are the upper ones
+ *     scales  d: n_blocks times LANES float16; then m, where the type has minima. K-types: for each
+ *             8 blocks d, in Q4_K and Q5_K m, as float16, and 8 times two scales, or scale and
+ *             minimum, as bytes
  *
  * and is padded to whole cache lines; rows that a last panel lacks are zeros. A level defines,
  * before it includes this file, LANES, vf, vm and the operations v_lanes, v_load_mask,
@@ -16,6 +18,9 @@
  *     vi                       LANES integers; vi_load(p), vi_set4(p): 4 bytes to every lane
  *     vi_low(v) vi_high(v)     the nibbles of each byte
  *     vi_fifth(v, g)           16 where bit g of a byte is set, else 0
+ *     vi_upper(v, g)           16 times bits 2g and 2g + 1 of each byte
+ *     vi_values(v)             the values of IQ4_NL's codes, with PACKED_FLIP
+ *     vi_or vi_sub
  *     vi_start(type, &sum)     what a block's integer sum begins with; sum: of the activation's
  * codes vi_dot(type, acc, w, x)  acc + w x by bytes, four to a lane vi_float(type, v)        the
  * finished sum PACKED_FLIP              0x80 where codes of Q8_0 are stored unsigned, with 128
@@ -44,21 +49,26 @@ INLINE bool has_fifth(enum cr_type type)
     return type == CR_Q5_0 || type == CR_Q5_1 || type == CR_Q5_K;
 }
 
-INLINE bool is_k4(enum cr_type type)
-{
-    return type == CR_Q4_K || type == CR_Q5_K;
-}
-
 INLINE size_t code_vectors(enum cr_type type)
 {
-    return has_fifth(type) ? 5 : has_nibbles(type) ? 4 : 8;
+    return type == CR_Q6_K ? 6 : has_fifth(type) ? 5 : has_nibbles(type) ? 4 : 8;
 }
 
-enum { K_SCALES = (2 * 2 + 8 * 2) * LANES }; /* bytes for 8 blocks of Q4_K or Q5_K */
+/* Bytes of the float16 scales of a block or, in a K-type, of 8. */
+INLINE size_t head_bytes(enum cr_type type)
+{
+    return (size_t)LANES * (has_minimum(type) ? 4 : 2);
+}
+
+/* Bytes of the scales of 8 blocks. */
+INLINE size_t scales_of_8(enum cr_type type)
+{
+    return groups_of(type) == 8 ? head_bytes(type) + 16 * (size_t)LANES : 8 * head_bytes(type);
+}
 
 INLINE size_t scales_bytes(enum cr_type type, size_t n_blocks)
 {
-    return is_k4(type) ? n_blocks / 8 * K_SCALES : n_blocks * LANES * (has_minimum(type) ? 4 : 2);
+    return n_blocks * scales_of_8(type) / 8;
 }
 
 static size_t panel_bytes(enum cr_type type, size_t n)
@@ -79,6 +89,10 @@ INLINE void pack_codes(enum cr_type type, uint8_t *codes, size_t r, const struct
         uint8_t *at = codes + 4 * (4 * LANES + r) + i % 4;
         *at = (uint8_t)(*at | c[i] >> 4 << i / 4);
     }
+    for (size_t i = 0; type == CR_Q6_K && i < CR_QK; i++) {
+        uint8_t *at = codes + 4 * ((4 + i / 16) * LANES + r) + i % 4;
+        *at = (uint8_t)(*at | c[i] >> 4 << i / 4 % 4 * 2);
+    }
 }
 
 /* Types whose codes or scales lie otherwise in the file. */
@@ -95,14 +109,16 @@ INLINE void pack_groups(enum cr_type type, uint8_t *dst, const uint8_t *w, size_
             struct group group;
             unpack_group(&group, type, block, (int)(b % groups));
             pack_codes(type, dst + b * vectors * 4 * LANES, r, &group);
-            if (is_k4(type)) {
-                uint8_t *to = scales + b / 8 * K_SCALES;
-                int scale, min;
-                six_bits(block + 4, (int)(b % 8), &scale, &min);
-                memcpy(to + 2 * r, block, 2);
-                memcpy(to + 2 * (LANES + r), block + 2, 2);
-                to[(4 + 2 * (b % 8)) * LANES + r] = (uint8_t)scale;
-                to[(5 + 2 * (b % 8)) * LANES + r] = (uint8_t)min;
+            if (groups == 8) {
+                uint8_t *to = scales + b / 8 * scales_of_8(type);
+                uint8_t *bytes = to + head_bytes(type) + 2 * (b % 8) * LANES + r;
+                int first, second;
+                six_bits(block + 4, (int)(b % 8), &first, &second);
+                memcpy(to + 2 * r, block + (type == CR_Q6_K ? 208 : 0), 2);
+                if (type != CR_Q6_K)
+                    memcpy(to + 2 * (LANES + r), block + 2, 2);
+                bytes[0] = type == CR_Q6_K ? block[192 + 2 * (b % 8)] : (uint8_t)first;
+                bytes[LANES] = type == CR_Q6_K ? block[193 + 2 * (b % 8)] : (uint8_t)second;
             } else {
                 memcpy(scales + 2 * (b * LANES + r), block, 2);
                 if (has_minimum(type))
@@ -147,7 +163,7 @@ INLINE void pack_rows(enum cr_type type, void *dst, const void *w, size_t row_by
     const uint8_t *from = w;
     for (size_t r = 0; r < rows; r += LANES, to += bytes) {
         size_t some = rows - r < LANES ? rows - r : LANES;
-        if (is_k4(type) || has_fifth(type))
+        if (groups_of(type) == 8 || has_fifth(type))
             pack_groups(type, to, from + r * row_bytes, row_bytes, some, n);
         else
             pack_panel(type, to, from + r * row_bytes, row_bytes, some, n);
@@ -172,26 +188,27 @@ INLINE void prefetch_block(enum cr_type type, const uint8_t *codes, const struct
 {
     const size_t vectors = code_vectors(type), size = vectors * 4 * LANES;
     const uint8_t *scales = codes + (j->n_blocks - b) * size;
-    scales += is_k4(type) ? b * K_SCALES / 8 : b * 2 * LANES;
+    scales += groups_of(type) == 8 ? b * scales_of_8(type) / 8 : b * 2 * LANES;
     UNROLL for (size_t i = 0; i < size; i += 64)
     {
         __builtin_prefetch(codes + i);
     }
     __builtin_prefetch(scales);
-    if (has_minimum(type) && !is_k4(type))
+    if (has_minimum(type) && groups_of(type) == 1)
         __builtin_prefetch(scales + j->n_blocks * 2 * LANES);
 }
 
-/* Scales and minima of block b of a panel whose scales begin at p. */
+/* Scales and minima of block b of a panel whose scales begin at p; both halves' scales in Q6_K. */
 INLINE void load_scales(enum cr_type type, vf *d, vf *m, const uint8_t *p, size_t b,
                         size_t n_blocks)
 {
-    if (is_k4(type)) {
-        p += b / 8 * K_SCALES;
-        const int8_t *six = (const int8_t *)p + (4 + 2 * (b % 8)) * LANES;
-        *d = v_mul(v_load_f16((const void *)p), v_load_i8(six));
-        *m = v_mul(v_sub(v_zero(), v_load_f16((const void *)(p + 2 * LANES))),
-                   v_load_i8(six + LANES));
+    if (groups_of(type) == 8) {
+        p += b / 8 * scales_of_8(type);
+        const int8_t *bytes = (const int8_t *)p + head_bytes(type) + 2 * (b % 8) * LANES;
+        *d = v_load_f16((const void *)p);
+        *m = type == CR_Q6_K ? *d : v_sub(v_zero(), v_load_f16((const void *)(p + 2 * LANES)));
+        *d = v_mul(*d, v_load_i8(bytes));
+        *m = v_mul(*m, v_load_i8(bytes + LANES));
         return;
     }
     p += b * 2 * LANES;
@@ -199,10 +216,38 @@ INLINE void load_scales(enum cr_type type, vf *d, vf *m, const uint8_t *p, size_
     *m = has_minimum(type) ? v_load_f16((const void *)(p + n_blocks * 2 * LANES)) : v_zero();
 }
 
+/* The codes of columns 4 g .. 4 g + 3, and 16 on in the second half. */
+INLINE vi load_codes(enum cr_type type, const uint8_t *block, vi fifth, int g, int half)
+{
+    enum { VECTOR = 4 * LANES };
+    vi w = vi_load(block + (size_t)(g + (has_nibbles(type) ? 0 : 4 * half)) * VECTOR);
+    if (has_nibbles(type))
+        w = half ? vi_high(w) : vi_low(w);
+    if (has_fifth(type))
+        w = vi_or(w, vi_fifth(fifth, g + 4 * half));
+    if (type == CR_Q6_K)
+        w = vi_or(w, vi_upper(vi_load(block + (size_t)(4 + half) * VECTOR), g));
+    return type == CR_IQ4_NL ? vi_values(w) : w;
+}
+
+/* In each lane 32 times the sum of the 16 codes at x: what Q6_K's codes are too large by. */
+INLINE vi times_32(const int8_t *x)
+{
+    static const uint8_t codes[4] = {32, 32, 32, 32};
+    const int32_t none = 0;
+    vi sum = vi_start(CR_Q4_1, &none);
+    UNROLL for (int i = 0; i < 16; i += 4)
+    {
+        sum = vi_dot(CR_Q6_K, sum, vi_set4(codes), vi_set4(x + i));
+    }
+    return sum;
+}
+
 /* P panels by T tokens. */
 INLINE void packed_tile(enum cr_type type, int P, int T, const struct packed_job *j)
 {
     enum { N = PACKED_SIDE, VECTOR = 4 * LANES };
+    const int parts = type == CR_Q6_K ? 2 : 1; /* halves with a scale each */
     vf acc[2][N];
     const size_t vectors = code_vectors(type), n_blocks = j->n_blocks;
     UNROLL for (int p = 0; p < P; p++)
@@ -215,6 +260,7 @@ INLINE void packed_tile(enum cr_type type, int P, int T, const struct packed_job
     for (size_t b = 0; b < n_blocks; b++) {
         const uint8_t *codes = j->w + b * vectors * VECTOR;
         const uint8_t *x = j->x + b * sizeof(struct cr_block_q8a);
+        vf d[2], m[2];
         vi dot[2][N], fifth[2];
         UNROLL for (int p = 0; p < P; p++)
         {
@@ -222,25 +268,21 @@ INLINE void packed_tile(enum cr_type type, int P, int T, const struct packed_job
         }
         if (T <= 2)
             prefetch_block(type, codes + (size_t)P * j->bytes, j, b);
-        UNROLL for (int t = 0; t < T; t++)
+        UNROLL for (int part = 0; part < parts; part++)
         {
-            const struct cr_block_q8a *xb = (const void *)(x + (size_t)t * j->x_bytes);
-            dot[0][t] = vi_start(type, &xb->sum);
-            dot[P - 1][t] = dot[0][t];
-        }
-        UNROLL for (int g = 0; g < 4; g++)
-        {
-            UNROLL for (int half = 0; half < 2; half++)
+            UNROLL for (int t = 0; t < T; t++)
             {
+                const struct cr_block_q8a *xb = (const void *)(x + (size_t)t * j->x_bytes);
+                dot[0][t] = vi_start(parts == 2 ? CR_Q4_1 : type, &xb->sum);
+                dot[P - 1][t] = dot[0][t];
+            }
+            UNROLL for (int i = 0; i < 8 / parts; i++)
+            {
+                const int g = parts == 2 ? i : i / 2, half = parts == 2 ? part : i % 2;
                 vi w[2];
                 UNROLL for (int p = 0; p < P; p++)
                 {
-                    const uint8_t *at = codes + (size_t)p * j->bytes + (size_t)g * VECTOR;
-                    w[p] = !has_nibbles(type) ? vi_load(at + (size_t)half * 4 * VECTOR)
-                           : half             ? vi_high(vi_load(at))
-                                              : vi_low(vi_load(at));
-                    if (has_fifth(type))
-                        w[p] = vi_or(w[p], vi_fifth(fifth[p], g + 4 * half));
+                    w[p] = load_codes(type, codes + (size_t)p * j->bytes, fifth[p], g, half);
                 }
                 UNROLL for (int t = 0; t < T; t++)
                 {
@@ -252,19 +294,23 @@ INLINE void packed_tile(enum cr_type type, int P, int T, const struct packed_job
                     }
                 }
             }
-        }
-        UNROLL for (int p = 0; p < P; p++)
-        {
-            vf d, m;
-            load_scales(type, &d, &m, j->w + (size_t)p * j->bytes + n_blocks * vectors * VECTOR, b,
-                        n_blocks);
+            UNROLL for (int p = 0; part == 0 && p < P; p++)
+            {
+                load_scales(type, &d[p], &m[p],
+                            j->w + (size_t)p * j->bytes + n_blocks * vectors * VECTOR, b, n_blocks);
+            }
             UNROLL for (int t = 0; t < T; t++)
             {
                 const struct cr_block_q8a *xb = (const void *)(x + (size_t)t * j->x_bytes);
-                acc[p][t] =
-                    v_fma(v_mul(d, v_set1(xb->d)), vi_float(type, dot[p][t], &xb->sum), acc[p][t]);
-                if (has_minimum(type))
-                    acc[p][t] = v_fma(m, v_set1(xb->s), acc[p][t]);
+                const vi less = parts == 2 ? times_32(xb->q + 16 * part) : fifth[0];
+                UNROLL for (int p = 0; p < P; p++)
+                {
+                    vi sum = parts == 2 ? vi_sub(dot[p][t], less) : dot[p][t];
+                    acc[p][t] = v_fma(v_mul(part ? m[p] : d[p], v_set1(xb->d)),
+                                      vi_float(type, sum, &xb->sum), acc[p][t]);
+                    if (has_minimum(type))
+                        acc[p][t] = v_fma(m[p], v_set1(xb->s), acc[p][t]);
+                }
             }
         }
     }
@@ -341,6 +387,8 @@ PACKED(q5_0, CR_Q5_0)
 PACKED(q5_1, CR_Q5_1)
 PACKED(q4_k, CR_Q4_K)
 PACKED(q5_k, CR_Q5_K)
+PACKED(q6_k, CR_Q6_K)
+PACKED(iq4_nl, CR_IQ4_NL)
 
 #include "kernels/low.h" /* needs the operations above */
 
@@ -378,10 +426,11 @@ static double spin_int8(size_t rounds)
     .add_low = add_low, .spin_int8 = spin_int8,                                                    \
     .pack = {[CR_Q8_0] = pack_q8_0, [CR_Q4_0] = pack_q4_0, [CR_Q4_1] = pack_q4_1,                  \
              [CR_Q5_0] = pack_q5_0, [CR_Q5_1] = pack_q5_1, [CR_Q4_K] = pack_q4_k,                  \
-             [CR_Q5_K] = pack_q5_k},                                                               \
-    .matmul_packed = {[CR_Q8_0] = matmul_packed_q8_0, [CR_Q4_0] = matmul_packed_q4_0,              \
-                      [CR_Q4_1] = matmul_packed_q4_1, [CR_Q5_0] = matmul_packed_q5_0,              \
-                      [CR_Q5_1] = matmul_packed_q5_1, [CR_Q4_K] = matmul_packed_q4_k,              \
-                      [CR_Q5_K] = matmul_packed_q5_k}
+             [CR_Q5_K] = pack_q5_k, [CR_Q6_K] = pack_q6_k, [CR_IQ4_NL] = pack_iq4_nl},             \
+    .matmul_packed = {[CR_Q8_0] = matmul_packed_q8_0,    [CR_Q4_0] = matmul_packed_q4_0,           \
+                      [CR_Q4_1] = matmul_packed_q4_1,    [CR_Q5_0] = matmul_packed_q5_0,           \
+                      [CR_Q5_1] = matmul_packed_q5_1,    [CR_Q4_K] = matmul_packed_q4_k,           \
+                      [CR_Q5_K] = matmul_packed_q5_k,    [CR_Q6_K] = matmul_packed_q6_k,           \
+                      [CR_IQ4_NL] = matmul_packed_iq4_nl}
 
 #endif
