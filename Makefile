@@ -54,6 +54,11 @@ clients: all ## the official clients against the server (Python, in build/client
 	  build/clients/bin/pip install -q -r tests/clients/requirements.txt)
 	@build/clients/bin/pytest -q -p no:cacheprovider tests/clients
 
+.PHONY: soak
+soak: all ## the server under random requests and faults for SECONDS (default 1800), each answer against a cold run
+	@tools/deps.sh python3 openssl
+	@tests/soak/soak.py --crayon $(or $(CRAYON),build/crayon) --seconds $(or $(SECONDS),1800)
+
 bench: all ## measure crayon, and the peers where they are installed
 	@bench/run.sh
 

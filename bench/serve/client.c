@@ -4,8 +4,9 @@
  * stream to its end and sends the next. Costs the server's cores as little as can be, and says how
  * much that was.
  *
- *     client PORT CLIENTS SECONDS SEED MODEL [CANCEL_PERCENT]
+ *     client PORT CLIENTS SECONDS SEED MODEL[,MODEL...]
  *
+ * With several models the clients take them in turn.
  * Prompts of 8 to 72 words and answers of at most 16 to 112 tokens, by the seed: two servers get
  * the same. Prints one JSON object: requests, errors by kind, the tokens that arrived within
  * SECONDS, processor seconds of this program, and the time to the first token of each request in
@@ -30,6 +31,7 @@ enum { MAX_LINE = 8192, MAX_FIRST = 1 << 20 };
 
 struct client {
     int fd;
+    unsigned index;
     double start, first, again; /* again: not before this time, after a 503 */
     int status;
     bool done, head, body_size; /* head: still in the header; body_size: at a chunk's size */
@@ -42,11 +44,12 @@ struct client {
 static const char *const words[] = {"sea",  "ship",  "harbour", "wind", "storm",  "captain",
                                     "map",  "gold",  "island",  "rope", "sail",   "night",
                                     "star", "whale", "letter",  "fire", "garden", "bread"};
-static const char *model;
+static char *models[64];
+static unsigned n_models;
 static int port;
 static uint64_t state;
 static double started, until;
-static long requests, refused, errors, cut, cancelled, tokens, told;
+static long requests, refused, errors, cut, tokens, told;
 static float *first_ms;
 static size_t n_first;
 
@@ -71,7 +74,7 @@ static void send_request(int epoll, struct client *c)
                  "{\"model\":\"%s\",\"stream\":true,\"stream_options\":{\"include_usage\":true},"
                  "\"temperature\":0.8,\"top_k\":40,\"seed\":%u,\"max_tokens\":%u,"
                  "\"messages\":[{\"role\":\"user\",\"content\":\"Tell me a story about",
-                 model, dice(1u << 30), 16 + dice(97));
+                 models[c->index % n_models], dice(1u << 30), 16 + dice(97));
     for (unsigned i = 8 + dice(65); i > 0; i--)
         n += snprintf(body + n, sizeof body - (size_t)n, " %s",
                       words[dice(sizeof words / sizeof words[0])]);
@@ -83,7 +86,8 @@ static void send_request(int epoll, struct client *c)
                        n, body);
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
     a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    *c = (struct client){.fd = socket(AF_INET, SOCK_STREAM, 0), .head = true, .start = now()};
+    *c = (struct client){
+        .fd = socket(AF_INET, SOCK_STREAM, 0), .index = c->index, .head = true, .start = now()};
     requests++;
     if (connect(c->fd, (struct sockaddr *)&a, sizeof a) != 0 ||
         write(c->fd, all, (size_t)len) != len) {
@@ -166,7 +170,7 @@ static void end_request(struct client *c)
     }
 }
 
-static void read_some(struct client *c, unsigned cancel)
+static void read_some(struct client *c)
 {
     static char buf[1 << 16];
     ssize_t n = read(c->fd, buf, sizeof buf);
@@ -178,25 +182,23 @@ static void read_some(struct client *c, unsigned cancel)
     }
     for (ssize_t i = 0; i < n; i++)
         take_byte(c, buf[i]);
-    if (cancel && !c->done && c->first > 0 && dice(2000) < cancel) {
-        cancelled++;
-        close(c->fd);
-        c->fd = -1;
-    }
 }
 
 int main(int argc, char **argv)
 {
     if (argc < 6) {
-        fprintf(stderr, "usage: client PORT CLIENTS SECONDS SEED MODEL [CANCEL_PERCENT]\n");
+        fprintf(stderr, "usage: client PORT CLIENTS SECONDS SEED MODEL[,MODEL...]\n");
         return 2;
     }
     port = (int)strtol(argv[1], NULL, 10);
     int n = (int)strtol(argv[2], NULL, 10), open = 0;
     double seconds = strtod(argv[3], NULL);
     state = strtoull(argv[4], NULL, 10) * 0x9e3779b97f4a7c15u + 1;
-    model = argv[5];
-    unsigned cancel = argc > 6 ? (unsigned)strtoul(argv[6], NULL, 10) : 0;
+    for (char *p = argv[5]; p && n_models < 64; p = strchr(p, ',')) {
+        if (n_models)
+            *p++ = '\0';
+        models[n_models++] = p;
+    }
     int epoll = epoll_create1(0);
     struct client *v = calloc((size_t)n, sizeof *v);
     first_ms = malloc(MAX_FIRST * sizeof *first_ms);
@@ -205,7 +207,7 @@ int main(int argc, char **argv)
     started = now();
     until = started + seconds;
     for (int i = 0; i < n; i++)
-        v[i].fd = -1;
+        v[i] = (struct client){.fd = -1, .index = (unsigned)i};
     do {
         struct epoll_event e[64];
         double t = now();
@@ -217,19 +219,18 @@ int main(int argc, char **argv)
         }
         int got = epoll_wait(epoll, e, 64, 100);
         for (int i = 0; i < got; i++)
-            read_some(e[i].data.ptr, cancel);
+            read_some(e[i].data.ptr);
     } while (now() < until || (open && now() < until + 30));
     for (int i = 0; i < n; i++)
         errors += v[i].fd >= 0; /* never ended */
     struct rusage u;
     getrusage(RUSAGE_SELF, &u);
-    printf(
-        "{\"requests\": %ld, \"refused\": %ld, \"errors\": %ld, \"cut\": %ld, \"cancelled\": %ld,"
-        " \"tokens\": %ld, \"completion_tokens\": %ld, \"seconds\": %.3f, \"cpu_s\": %.2f,"
-        " \"first_ms\": [",
-        requests, refused, errors, cut, cancelled, tokens, told, seconds,
-        (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
-            (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) * 1e-6);
+    printf("{\"requests\": %ld, \"refused\": %ld, \"errors\": %ld, \"cut\": %ld,"
+           " \"tokens\": %ld, \"completion_tokens\": %ld, \"seconds\": %.3f, \"cpu_s\": %.2f,"
+           " \"first_ms\": [",
+           requests, refused, errors, cut, tokens, told, seconds,
+           (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
+               (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) * 1e-6);
     for (size_t i = 0; i < n_first; i++)
         printf("%s%.2f", i ? "," : "", (double)first_ms[i]);
     printf("]}\n");

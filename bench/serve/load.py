@@ -8,11 +8,15 @@
 For each --load FILE:CLIENTS both servers are started with as many lanes as clients and the same context,
 then loaded in turn, a slice each, until each has had its seconds; the one that is not measured is stopped
 (SIGSTOP), so that it takes no time from the other. The clients are bench/serve/client.c, one epoll thread:
-the same prompts and lengths for both, no request cached. Writes all numbers as JSON and prints a table:
+the same prompts and lengths for both, that differ after their first words. Writes all numbers as JSON and prints a table:
 tokens/s in sum (median of the slices and spread), time to the first token over all requests, errors,
 resident memory after the first slice against the most and the least after it, the share of a core that
 the clients took, and the ratios. PEER_ARGS more arguments for llama-server, PEER_ENV "A=B C=D" for its
 environment: give it its best ones.
+
+    bench/serve/load.py --load models/crayon-15m-q8_0.gguf:16 --palettes 8 --pool models/crayon-15m-pool.gguf
+
+compares crayon with itself: all clients with the base model, with one palette, with 8 of them in one batch.
 """
 import argparse
 import json
@@ -66,10 +70,10 @@ class Server:
         with open(f"/proc/{self.p.pid}/status") as f:
             return next(int(line.split()[1]) / 1024 for line in f if line.startswith("VmRSS"))
 
-    def slice(self, client, clients, seconds, seed):
+    def slice(self, client, clients, seconds, seed, model="m"):
         os.kill(self.p.pid, signal.SIGCONT)
         before = self.cpu()
-        out = subprocess.run([client, str(self.port), str(clients), str(seconds), str(seed), "m"], stdout=subprocess.PIPE,
+        out = subprocess.run([client, str(self.port), str(clients), str(seconds), str(seed), model], stdout=subprocess.PIPE,
                              check=True).stdout
         r = json.loads(out)
         r["server_cpu_s"] = round(self.cpu() - before, 2)
@@ -95,6 +99,43 @@ class Server:
                 "resident_least_percent": round(min((x / early - 1) * 100 for x in late), 2),
                 "client_core_share": round(sum(s["cpu_s"] for s in self.slices) / total["seconds"], 3),
                 "server_cores": round(sum(s["server_cpu_s"] for s in self.slices) / total["seconds"], 2)}
+
+
+def make_palettes(args, model, folder):
+    """Blends from different examples; returns the files."""
+    with open(os.path.join(ROOT, "demo", "clinc150.jsonl")) as f:
+        lines = f.readlines()
+    files = []
+    for i in range(args.palettes):
+        examples = os.path.join(folder, "examples.jsonl")
+        files.append(os.path.join(folder, f"p{i}.palette"))
+        with open(examples, "w") as f:
+            f.writelines(lines[i * 4:i * 4 + 4])
+        subprocess.run([args.crayon, "blend", "-q", "-m", model, "--pool", args.pool, "--examples", examples, "--level", "instant",
+                        "--held-out", "0", "-o", files[-1]], check=True, stdout=subprocess.DEVNULL)
+    return files
+
+
+def load_palettes(args, client, model, clients, folder):
+    """One server; its slices by what the clients ask for."""
+    n, port, files = str(clients), free_port(), make_palettes(args, model, folder)
+    s = Server("crayon", [args.crayon, "serve", "-q", "-m", model, "--alias", "m", "--port", str(port), "--parallel", n, "--ctx",
+                          str(args.ctx), "--queue", n, *(x for f in files for x in ("--palette", f))], {}, port)
+    ways = {"base": "m", "1 palette": "m:p0", f"{args.palettes} palettes": ",".join(f"m:p{i}" for i in range(args.palettes))}
+    slices = {way: [] for way in ways}
+    try:
+        for seed in range(1, 1 + max(1, args.seconds // args.slice)):
+            for way, models in ways.items():
+                s.slice(client, clients, args.slice, seed, models)
+                slices[way].append(s.slices[-1])
+        rows = []
+        for way in ways:
+            s.slices, s.name = slices[way], "crayon, " + way
+            rows.append(s.result())
+    finally:
+        s.end()
+    return {"model": os.path.basename(model), "clients": clients, "seconds": args.seconds, "slice": args.slice, "ctx": args.ctx,
+            "servers": rows}
 
 
 def load(args, client, model, clients):
@@ -148,13 +189,18 @@ def main():
     p.add_argument("--ctx", type=int, default=320, help="of each lane")
     p.add_argument("--peer-args", default=os.environ.get("PEER_ARGS", "-t 2"))
     p.add_argument("--peer-env", default=os.environ.get("PEER_ENV", "OMP_WAIT_POLICY=passive"))
+    p.add_argument("--palettes", type=int, default=0, metavar="N")
+    p.add_argument("--pool")
     p.add_argument("--out")
     args = p.parse_args()
     with tempfile.TemporaryDirectory() as d:
         client = os.path.join(d, "client")
         source = os.path.join(ROOT, "bench", "serve", "client.c")
         subprocess.run([os.environ.get("CC", "cc"), "-O2", "-D_GNU_SOURCE", "-o", client, source], check=True)
-        results = [load(args, client, *(f(x) for f, x in zip((str, int), one.rsplit(":", 1)))) for one in args.load]
+        results = []
+        for model, clients in (one.rsplit(":", 1) for one in args.load):
+            results.append(load_palettes(args, client, model, int(clients), d) if args.palettes
+                           else load(args, client, model, int(clients)))
     if args.out:
         with open(args.out, "w") as f:
             json.dump({"date": time.strftime("%Y-%m-%d"), "processor": processor(), "cores": os.cpu_count(), "loads": results},
