@@ -117,6 +117,21 @@ static void give_hidden(cr_session *s, const struct cr_batch *b)
             b->on_hidden(b->ud, s->tokens[t].index, s->x + t * (size_t)s->m->n_embd);
 }
 
+struct early {
+    const cr_session *s;
+    const struct cr_batch *b;
+    size_t first; /* token of the chunk */
+};
+
+static void give_early(void *ud, size_t begin, size_t end, int thread)
+{
+    const struct early *e = ud;
+    (void)thread;
+    for (size_t t = begin; t < end; t++)
+        e->b->on_logits_early(e->b->ud, e->s->tokens[e->first + t].index,
+                              e->s->logits + t * (size_t)e->s->m->n_vocab);
+}
+
 /* Logits of all tokens that are left, as many at a time as the buffer holds. */
 static void give_logits(cr_session *s, const struct cr_batch *b)
 {
@@ -128,6 +143,9 @@ static void give_logits(cr_session *s, const struct cr_batch *b)
         s->parts[0] = (struct part){.w = &s->m->output, .y = s->logits, .lin = -1};
         s->n_parts = 1;
         cr_products_run(s, norm_for_output, s->normed);
+        struct early e = {s, b, done};
+        if (b->on_logits_early)
+            cr_threads_run_dynamic(s->m->threads, s->n, 1, give_early, &e);
         for (size_t t = 0; t < s->n; t++)
             b->on_logits(b->ud, s->tokens[done + t].index, s->logits + t * V);
     }

@@ -40,6 +40,9 @@ struct cr_batch {
     /* Called in token order for each wanted token with its logits [n_vocab]; the buffer is valid
      * during the call. NULL: no logits are computed at all. */
     void (*on_logits)(void *ud, size_t token, const float *logits);
+    /* Called before that for the same tokens, by several threads at a time and in any order: for
+     * work on one token's logits alone. May be NULL. */
+    void (*on_logits_early)(void *ud, size_t token, const float *logits);
     /* Called for each wanted token with the residual stream [n_embd] after layer hidden_layer
      * (0 = after the first; -1 = the embedding); with stop_at_hidden nothing later is computed: the
      * cells then hold no later layer either, so only batches that stop there may go on from them.

@@ -184,24 +184,39 @@ static float highest(const float *v, int n)
     return top;
 }
 
+/* From the logits as they are, or as the request changed them. */
+static void pick(struct cr_choice *c, const float *logits, bool changed)
+{
+    c->next = cr_sampler_next(c->sampler, logits, changed ? NULL : &c->next_logprob);
+    c->picked = true;
+}
+
+void cr_choice_early(struct cr_choice *c, size_t at, const float *logits)
+{
+    if (!c->finish && c->err.status == CR_OK && at + 1 >= c->n_prompt && at + 1 == c->n_ids &&
+        c->max_new > 0 && !changes_logits(c))
+        pick(c, logits, false);
+}
+
 static void choose(struct cr_choice *c, const float *logits, float *scratch)
 {
     struct cr_job *j = c->job;
     const struct cr_api_request *q = &j->req;
     const cr_model *m = cr_target_model(j->target);
     int n_vocab = cr_model_info(m)->n_vocab;
-    const float *chosen_from = logits;
-    float logprob = 0;
     bool changed = changes_logits(c);
     if (changed) {
         memcpy(scratch, logits, (size_t)n_vocab * sizeof *logits);
-        chosen_from = scratch;
         if (!change(c, m, scratch)) {
             fail(c, CR_INTERNAL, "the model has no token that fits the wanted form");
             return;
         }
     }
-    int32_t id = cr_sampler_next(c->sampler, chosen_from, changed || q->logprobs ? NULL : &logprob);
+    if (!c->picked)
+        pick(c, changed ? scratch : logits, changed);
+    c->picked = false;
+    int32_t id = c->next;
+    float logprob = c->next_logprob;
     if (!isfinite(logits[id])) {
         fail(c, CR_FORMAT, "the model's output is not a number (damaged weights?)");
         return;

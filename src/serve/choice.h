@@ -58,6 +58,10 @@ struct cr_choice {
     const char *finish; /* "stop", "length", "tool_calls"; NULL: not yet */
     const char *stop_met;
     bool begun, broken;
+    /* the token that was chosen early */
+    bool picked;
+    int32_t next;
+    float next_logprob;
     struct cr_error err;
 };
 
@@ -67,6 +71,9 @@ enum cr_status cr_choice_init(struct cr_choice *c, struct cr_job *job, size_t in
 void cr_choice_deinit(struct cr_choice *c);
 /* Makes the sampler, when its turn has come. */
 enum cr_status cr_choice_begin(struct cr_choice *c, struct cr_error *err);
+/* Before cr_choice_logits with the same logits, by any thread: chooses the token where only the
+ * logits and this choice's sampler matter. */
+void cr_choice_early(struct cr_choice *c, size_t at, const float *logits);
 /* Takes the logits after the token at place `at` of ids: scores the prompt or chooses the next
  * token. scratch [n_vocab]. An error or the end sets err or finish. */
 void cr_choice_logits(struct cr_choice *c, size_t at, const float *logits, float *scratch);

@@ -196,9 +196,15 @@ static size_t add_work(cr_lanes *l, size_t n, const struct cr_lane_work *w, size
 
 struct pass {
     const cr_lanes *l;
-    void (*on_logits)(void *ud, size_t work, size_t at, const float *logits);
+    cr_lane_logits_fn *early, *on_logits;
     void *ud;
 };
+
+static void give_early(void *ud, size_t token, const float *logits)
+{
+    const struct pass *p = ud;
+    p->early(p->ud, p->l->places[token].work, p->l->places[token].at, logits);
+}
 
 static void give(void *ud, size_t token, const float *logits)
 {
@@ -207,9 +213,8 @@ static void give(void *ud, size_t token, const float *logits)
 }
 
 enum cr_status cr_lanes_run(cr_lanes *l, const struct cr_lane_work *work, size_t n,
-                            void (*on_logits)(void *ud, size_t work, size_t at,
-                                              const float *logits),
-                            void *ud, struct cr_error *err)
+                            cr_lane_logits_fn *early, cr_lane_logits_fn *on_logits, void *ud,
+                            struct cr_error *err)
 {
     size_t total = 0, done = 0;
     for (size_t i = 0; i < n; i++) {
@@ -230,11 +235,12 @@ enum cr_status cr_lanes_run(cr_lanes *l, const struct cr_lane_work *work, size_t
             if (l->v[work[k].lane].delta == d)
                 done = add_work(l, done, &work[k], k);
     }
-    struct pass p = {l, on_logits, ud};
+    struct pass p = {l, early, on_logits, ud};
     struct cr_batch b = {.tokens = l->tokens,
                          .n = done,
                          .placed = true,
                          .on_logits = give,
+                         .on_logits_early = give_early,
                          .hidden_layer = -1,
                          .ud = &p};
     return cr_session_run(l->s, &b, err);

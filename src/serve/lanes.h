@@ -31,10 +31,11 @@ int cr_lanes_begin(cr_lanes *l, const cr_delta *delta, const char *caller, const
                    size_t n, bool fresh, size_t *n_cached);
 /* keep false: what it holds is dropped. */
 void cr_lanes_end(cr_lanes *l, int lane, bool keep);
-/* Runs all work in one pass. on_logits is told of each wanted token: its work, its place in it. */
+typedef void cr_lane_logits_fn(void *ud, size_t work, size_t at, const float *logits);
+/* Runs all work in one pass. on_logits is told of each wanted token: its work, its place in it.
+ * early comes before it, from several threads at a time. */
 enum cr_status cr_lanes_run(cr_lanes *l, const struct cr_lane_work *work, size_t n,
-                            void (*on_logits)(void *ud, size_t work, size_t at,
-                                              const float *logits),
-                            void *ud, struct cr_error *err);
+                            cr_lane_logits_fn *early, cr_lane_logits_fn *on_logits, void *ud,
+                            struct cr_error *err);
 
 #endif

@@ -240,12 +240,24 @@ static void give_lanes(cr_worker *w)
     }
 }
 
+/* The token of `at` in a work, in the ids of its choice. */
+static size_t place_of(const cr_worker *w, size_t work, size_t at)
+{
+    return w->of_work[work]->n_run - w->work[work].n + at;
+}
+
+static void early_logits(void *ud, size_t work, size_t at, const float *logits)
+{
+    cr_worker *w = ud;
+    cr_choice_early(w->of_work[work], place_of(w, work, at), logits);
+}
+
 static void on_logits(void *ud, size_t work, size_t at, const float *logits)
 {
     cr_worker *w = ud;
     struct cr_choice *c = w->of_work[work];
     int before = c->n_new;
-    cr_choice_logits(c, c->n_run - w->work[work].n + at, logits, w->scratch);
+    cr_choice_logits(c, place_of(w, work, at), logits, w->scratch);
     c->job->n_answer += (size_t)(c->n_new - before);
 }
 
@@ -282,7 +294,8 @@ static void pass(cr_worker *w)
     for (size_t i = 0; i < w->n_work; i++)
         total += w->work[i].n;
     cr_metric_tokens(w->metrics, CR_TOKENS_RUN, total);
-    if (w->n_work == 0 || cr_lanes_run(w->lanes, w->work, w->n_work, on_logits, w, &err) == CR_OK)
+    if (w->n_work == 0 ||
+        cr_lanes_run(w->lanes, w->work, w->n_work, early_logits, on_logits, w, &err) == CR_OK)
         return;
     for (size_t i = 0; i < w->n_work; i++)
         w->of_work[i]->err = err;
