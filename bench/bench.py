@@ -3,7 +3,7 @@
 """Measures crayon beside its peers, in turn, and writes bench/results/NAME.json and one SVG a table
 (development only).
 
-usage: bench/bench.py [--rounds N] [--threads 1,2] [--out FILE] [MODEL.gguf ...]
+usage: bench/bench.py [--rounds N] [--threads 1,2] [--only-speed] [--out FILE] [MODEL.gguf ...]
 
 Rounds are interleaved: crayon, peer, peer, crayon, ... ; medians and spreads are over the rounds. A
 round in which other programs used more than 4 % of the processors, or the host took more than 2 %,
@@ -183,6 +183,7 @@ def main():
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--threads", default="2")
     p.add_argument("--out", default=os.path.join(HERE, "results", "latest.json"))
+    p.add_argument("--only-speed", action="store_true", help="no rows of start, memory and blending")
     p.add_argument("models", nargs="*")
     a = p.parse_args()
     small = os.path.join(ROOT, "models", "crayon-15m-q8_0.gguf")
@@ -200,16 +201,19 @@ def main():
                     ratio = f"  {v['median'] / best:5.2f} x the best peer" if best and k.startswith("crayon") else ""
                     print(f"  {what:10s} {k:26s} {v['median']:10.2f} ({v['min']:.2f}-{v['max']:.2f}, n={v['n']}, "
                           f"busy={v['busy']}){ratio}")
-        result["start"][os.path.basename(m)] = start_table(m, a.rounds)
-    result["blend, 15M"] = blend_table(small, pool, os.path.join(ROOT, "demo", "clinc150.jsonl"), a.rounds)
+        if not a.only_speed:
+            result["start"][os.path.basename(m)] = start_table(m, a.rounds)
+    if not a.only_speed:
+        result["blend, 15M"] = blend_table(small, pool, os.path.join(ROOT, "demo", "clinc150.jsonl"), a.rounds)
     result["load_after"] = os.getloadavg()[0]
     os.makedirs(os.path.dirname(os.path.abspath(a.out)), exist_ok=True)
     with open(a.out, "w") as f:
         json.dump(result, f, indent=1)
         f.write("\n")
-    for table in (*result["start"].values(), result["blend, 15M"]):
+    for table in (*result["start"].values(), result.get("blend, 15M", {})):
         for k, v in table.items():
             print(f"  {k:50s} {v['median']:10.2f} ({v['min']:.2f}-{v['max']:.2f}, n={v['n']}, busy={v['busy']})")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -271,6 +271,8 @@ static int report(struct bench *b)
     cr_fact_int(&f, "rank_of_palette", b->setup.delta ? cr_delta_rank(b->setup.delta) : 0);
     rounded(&f, "read_gb_per_s", b->read_gb);
     rounded(&f, "int8_peak_gop_per_s", b->peak_gop);
+    cr_fact_str(&f, "kv", m->kv == CR_KV_Q8_0 ? "q8_0" : "f16");
+    cr_fact_bytes(&f, "kv_bytes", cr_session_kv_bytes(m, cr_session_ctx(b->s)));
     cr_fact_int(&f, "prefill_tokens", b->n_prefill);
     row(&f, "prefill", &b->prefill, b->n_prefill);
     speeds(&b->prefill, b->n_prefill, v);

@@ -155,6 +155,8 @@ static enum cr_status open_model(struct cr_setup *s, const struct cr_args *a, un
                     : !strcmp(pages, "huge") ? CR_PAGES_HUGE
                                              : CR_PAGES_AUTO;
     }
+    if (a->v[CR_OPT_KV].opt && !strcmp(cr_arg_text(a, CR_OPT_KV), "q8_0"))
+        opt.kv = CR_KV_Q8_0;
     if (a->v[CR_OPT_TEMPLATE].opt)
         opt.template_name = cr_arg_text(a, CR_OPT_TEMPLATE);
     return cr_model_open(&s->model, s->model_path, &opt, err);

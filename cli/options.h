@@ -74,6 +74,7 @@ enum cr_opt {
     CR_OPT_DEVICE,
     CR_OPT_DEVICES,
     CR_OPT_PAGES,
+    CR_OPT_KV,
     CR_OPT_LOOKUP,
     CR_OPT_DRAFT,
     CR_OPT_CTX,

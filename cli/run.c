@@ -65,7 +65,8 @@ static enum cr_status open_draft(struct run *r)
     enum cr_status st = cr_model_locate(name, &path, &r->err);
     if (st)
         return st;
-    const struct cr_model_options opt = {.n_threads = cr_arg_int(r->a, CR_OPT_THREADS)};
+    const struct cr_model_options opt = {.n_threads = cr_arg_int(r->a, CR_OPT_THREADS),
+                                         .kv = cr_session_model(r->session)->kv};
     st = cr_model_open(&r->draft_model, path, &opt, &r->err);
     cr_free(path);
     int most = st ? 0 : cr_model_info(r->draft_model)->n_ctx_train;

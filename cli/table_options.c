@@ -147,6 +147,8 @@ const struct cr_option cr_options[] = {
         PAGES, COMPUTES, MODEL, 0, "pages", CHOICE, CR_OF_ENV, "auto|map|huge", "auto",
         "weights as mapped from the file, or as a private copy in huge pages: faster, as large as "
         "the weights; auto: the copy where half of the free memory holds it"),
+    VALUE(KV, COMPUTES, MODEL, 0, "kv", CHOICE, CR_OF_ENV, "f16|q8_0", "f16",
+          "what keys and values are kept in: q8_0 takes half of the memory"),
     FLAG(LOOKUP, RUN, MODEL, 0, "lookup",
          "guess tokens by what followed in the text so far: the same text, sooner"),
     VALUE(DRAFT, RUN, MODEL, 0, "draft", FILE, CR_OF_ENV, "FILE", NULL,

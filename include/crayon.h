@@ -103,6 +103,10 @@ typedef struct cr_delta cr_delta; /* a low-rank change of the linear layers, rea
  * takes at most half of the memory that is free. */
 enum cr_pages { CR_PAGES_AUTO, CR_PAGES_MAP, CR_PAGES_HUGE };
 
+/* What the sessions of a model keep keys and values in: float16, or 8 bits with a float16 scale for
+ * each 32 values: half of the memory, and less to read where the context is long. */
+enum cr_kv { CR_KV_F16, CR_KV_Q8_0 };
+
 struct cr_model_options {
     int n_threads; /* 0: one per online core, at most 64 */
     /* "ref", "avx2", "avxvnni", "avx512", "amx", "neon", "dotprod", "i8mm", "auto"; NULL: $CR_CPU,
@@ -111,6 +115,7 @@ struct cr_model_options {
     const char *template_name; /* chat template to use instead of the file's; NULL: the file's */
     bool vocab_only;           /* read the tokenizer only; sessions are refused */
     enum cr_pages pages;
+    enum cr_kv kv; /* Q8_0 needs heads of a multiple of 32 values */
 };
 
 struct cr_model_info {
@@ -172,6 +177,8 @@ typedef struct cr_session cr_session; /* one timeline: KV cache and activations 
 
 /* Bytes that a session of n_ctx tokens will hold (0: the model's own context length). */
 CR_API size_t cr_session_bytes(const cr_model *m, int n_ctx);
+/* Those of them that the KV cache takes. */
+CR_API size_t cr_session_kv_bytes(const cr_model *m, int n_ctx);
 /* Free with cr_session_free. */
 CR_API CR_MUST_CHECK enum cr_status cr_session_new(cr_session **out, cr_model *m, int n_ctx,
                                                    struct cr_error *err);

@@ -288,8 +288,8 @@ static void blend_shared(const struct blend_job *job, int i, float *out, size_t 
         }
         if (!pair->b && p->b_type == CR_F16)
             p->model->k->attn_mix_f16(out, 0, w, 0, 1,
-                                      (const uint16_t *)pair->b_file + (size_t)a * count, (size_t)n,
-                                      count);
+                                      (const uint16_t *)pair->b_file + (size_t)a * count, count,
+                                      (size_t)n, count);
         else
             for (int j = 0; j < n; j++)
                 p->model->k->axpy(out, w[j],

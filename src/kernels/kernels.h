@@ -88,14 +88,32 @@ struct cr_kernels {
      * sum_i q[t * ldq + i] key(c, i)     begin <= c < end Reads whole tiles. */
     void (*attn_scores_f16)(float *s, size_t lds, const float *q, size_t ldq, size_t n_q,
                             const uint16_t *k, size_t begin, size_t end, size_t d, float scale);
-    /* y[t * ldy + i] += sum_j p[t * ldp + j] v[j * d + i], j < n, in the order of j. */
+    /* y[t * ldy + i] += sum_j p[t * ldp + j] v[j * ldv + i], j < n, i < d, in the order of j. */
     void (*attn_mix_f16)(float *y, size_t ldy, const float *p, size_t ldp, size_t n_q,
-                         const uint16_t *v, size_t n, size_t d);
+                         const uint16_t *v, size_t ldv, size_t n, size_t d);
+    /* The same with a cache of 8 bits, d % 32 == 0: tiles of cr_kv8_tile(d) bytes, codes first and
+     * then the cells' scales as float16, one for each 32 values of a head, scale b of cell c at
+     * b * TILE + c. Code i of cell c is at (i / 4 * TILE + c) * 4 + i % 4 in keys, exclusive or
+     * kv_flip, and at c * d + i in values. q: blocks of heads, ldq of them apart; p begins with
+     * cell `begin`. Columns [first, last) of y are added to, both multiples of 32:
+     *     s = scale * sum_b (d_k d_q) (integer sum of block b);  y += (p d_v) code,  fused. */
+    uint8_t kv_flip;
+    void (*attn_scores_q8)(float *s, size_t lds, const struct cr_block_q8a *q, size_t ldq,
+                           size_t n_q, const uint8_t *k, size_t begin, size_t end, size_t d,
+                           float scale);
+    void (*attn_mix_q8)(float *y, size_t ldy, const float *p, size_t ldp, size_t n_q,
+                        const uint8_t *v, size_t begin, size_t end, size_t d, size_t first,
+                        size_t last);
     /* Rotary embedding of one head vector x[d] with d/2 (cos, sin) pairs cs[2 * i], cs[2 * i + 1].
      * norm: pairs (2i, 2i+1), the order of GGUF `llama` files; neox: pairs (i, i + d/2). */
     void (*rope_norm)(float *x, const float *cs, size_t d);
     void (*rope_neox)(float *x, const float *cs, size_t d);
 };
+
+static inline size_t cr_kv8_tile(size_t d)
+{
+    return CR_KV_TILE * (d + d / CR_QK * sizeof(uint16_t));
+}
 
 /* Is this level built in and supported by the CPU and the operating system? */
 bool cr_cpu_has(enum cr_cpu level);

@@ -234,12 +234,52 @@ static void attn_scores_f16(float *s, size_t lds, const float *q, size_t ldq, si
 }
 
 static void attn_mix_f16(float *y, size_t ldy, const float *p, size_t ldp, size_t n_q,
-                         const uint16_t *v, size_t n, size_t d)
+                         const uint16_t *v, size_t ldv, size_t n, size_t d)
 {
     for (size_t t = 0; t < n_q; t++)
         for (size_t j = 0; j < n; j++)
             for (size_t i = 0; i < d; i++)
-                y[t * ldy + i] += p[t * ldp + j] * cr_f16_to_f32(v[j * d + i]);
+                y[t * ldy + i] += p[t * ldp + j] * cr_f16_to_f32(v[j * ldv + i]);
+}
+
+void cr_attn_scores_q8_ref(float *s, size_t lds, const struct cr_block_q8a *q, size_t ldq,
+                           size_t n_q, const uint8_t *k, size_t begin, size_t end, size_t d,
+                           float scale)
+{
+    for (size_t t = 0; t < n_q; t++)
+        for (size_t c = begin; c < end; c++) {
+            const uint8_t *tile = k + c / CR_KV_TILE * cr_kv8_tile(d);
+            const uint16_t *scales = (const uint16_t *)(const void *)(tile + CR_KV_TILE * d);
+            const size_t lane = c % CR_KV_TILE;
+            float sum = 0;
+            for (size_t b = 0; b < d / CR_QK; b++) {
+                const struct cr_block_q8a *x = &q[t * ldq + b];
+                int32_t dot = 0;
+                for (size_t j = 0; j < CR_QK; j++) {
+                    const size_t i = b * CR_QK + j;
+                    dot += (int8_t)tile[(i / 4 * CR_KV_TILE + lane) * 4 + i % 4] * x->q[j];
+                }
+                sum = fmaf(cr_f16_to_f32(scales[b * CR_KV_TILE + lane]) * x->d, (float)dot, sum);
+            }
+            s[t * lds + c - begin] = sum * scale;
+        }
+}
+
+void cr_attn_mix_q8_ref(float *y, size_t ldy, const float *p, size_t ldp, size_t n_q,
+                        const uint8_t *v, size_t begin, size_t end, size_t d, size_t first,
+                        size_t last)
+{
+    for (size_t t = 0; t < n_q; t++)
+        for (size_t c = begin; c < end; c++) {
+            const uint8_t *tile = v + c / CR_KV_TILE * cr_kv8_tile(d);
+            const uint16_t *scales = (const uint16_t *)(const void *)(tile + CR_KV_TILE * d);
+            const size_t lane = c % CR_KV_TILE;
+            for (size_t i = first; i < last; i++) {
+                float w = p[t * ldp + c - begin] *
+                          cr_f16_to_f32(scales[i / CR_QK * CR_KV_TILE + lane]);
+                y[t * ldy + i] = fmaf(w, (float)(int8_t)tile[lane * d + i], y[t * ldy + i]);
+            }
+        }
 }
 
 /* A rotation of each pair (a, b) by its angle: (a cos - b sin, a sin + b cos). */
@@ -291,6 +331,8 @@ const struct cr_kernels cr_kernels_ref = {
     .dot = dot,
     .attn_scores_f16 = attn_scores_f16,
     .attn_mix_f16 = attn_mix_f16,
+    .attn_scores_q8 = cr_attn_scores_q8_ref,
+    .attn_mix_q8 = cr_attn_mix_q8_ref,
     .rope_norm = rope_norm,
     .rope_neox = rope_neox,
 };

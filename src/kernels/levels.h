@@ -19,6 +19,12 @@ INLINE size_t rows_in_pass(size_t row_bytes)
 }
 
 extern const struct cr_kernels cr_kernels_ref;
+void cr_attn_scores_q8_ref(float *s, size_t lds, const struct cr_block_q8a *q, size_t ldq,
+                           size_t n_q, const uint8_t *k, size_t begin, size_t end, size_t d,
+                           float scale);
+void cr_attn_mix_q8_ref(float *y, size_t ldy, const float *p, size_t ldp, size_t n_q,
+                        const uint8_t *v, size_t begin, size_t end, size_t d, size_t first,
+                        size_t last);
 #if defined(__x86_64__)
 extern const struct cr_kernels cr_kernels_avx2;
 extern const struct cr_kernels cr_kernels_avxvnni;

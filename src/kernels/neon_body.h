@@ -548,6 +548,7 @@ static void rope_norm(float *x, const float *cs, size_t d)
 #define NEON_KERNELS                                                                               \
     .matmul =                                                                                      \
         {[CR_F32] = matmul_f32, [CR_F16] = matmul_f16, [CR_BF16] = matmul_bf16, MATMUL_QUANTISED}, \
-    .quantize_q8a = quantize_q8a, VECTOR_KERNELS
+    .quantize_q8a = quantize_q8a, .attn_scores_q8 = cr_attn_scores_q8_ref,                         \
+    .attn_mix_q8 = cr_attn_mix_q8_ref, VECTOR_KERNELS
 
 #endif

@@ -390,7 +390,8 @@ PACKED(q5_k, CR_Q5_K)
 PACKED(q6_k, CR_Q6_K)
 PACKED(iq4_nl, CR_IQ4_NL)
 
-#include "kernels/low.h" /* needs the operations above */
+#include "kernels/attn_q8.h" /* needs the operations above */
+#include "kernels/low.h"     /* needs the operations above */
 
 /* ---- the peak -------------------------------------------------------------------------- */
 
@@ -423,7 +424,8 @@ static double spin_int8(size_t rounds)
 /* The entries of a level's table that come from here. */
 #define PACKED_KERNELS                                                                             \
     .panel_rows = LANES, .panel_bytes = panel_bytes, .low_bytes = low_bytes, .pack_low = pack_low, \
-    .add_low = add_low, .spin_int8 = spin_int8,                                                    \
+    .add_low = add_low, .kv_flip = PACKED_FLIP, .attn_scores_q8 = attn_scores_q8,                  \
+    .attn_mix_q8 = attn_mix_q8, .spin_int8 = spin_int8,                                            \
     .pack = {[CR_Q8_0] = pack_q8_0, [CR_Q4_0] = pack_q4_0, [CR_Q4_1] = pack_q4_1,                  \
              [CR_Q5_0] = pack_q5_0, [CR_Q5_1] = pack_q5_1, [CR_Q4_K] = pack_q4_k,                  \
              [CR_Q5_K] = pack_q5_k, [CR_Q6_K] = pack_q6_k, [CR_IQ4_NL] = pack_iq4_nl},             \

@@ -418,7 +418,7 @@ struct attention {
     float *out;
     const float *in; /* heads, or probabilities */
     const uint16_t *kv;
-    size_t ldo, ldi, begin, end, d;
+    size_t ldo, ldi, ldv, begin, end, d;
     float scale;
 };
 
@@ -467,12 +467,12 @@ INLINE void score_cells(int V, int T, const struct attention *a, size_t c)
     }
 }
 
-/* Single heads have few sums in flight: they take more cells at a time. */
+/* Few heads have few sums in flight: they take more cells at a time, as registers allow. */
 INLINE void score_heads(int T, const struct attention *a)
 {
-    enum { MOST = 4 };
+    enum { MOST = 4, MOST_HEADS = LANES == 16 ? 3 : 1 };
     size_t c = a->begin / LANES * LANES;
-    for (; T == 1 && a->end > c + (MOST - 1) * LANES; c += MOST * LANES)
+    for (; T <= MOST_HEADS && a->end > c + (MOST - 1) * LANES; c += MOST * LANES)
         score_cells(MOST, T, a, c);
     for (; a->end > c + LANES; c += 2 * LANES)
         score_cells(2, T, a, c);
@@ -483,7 +483,7 @@ INLINE void score_heads(int T, const struct attention *a)
 static void attn_scores_f16(float *s, size_t lds, const float *q, size_t ldq, size_t n_q,
                             const uint16_t *k, size_t begin, size_t end, size_t d, float scale)
 {
-    struct attention a = {s, q, k, lds, ldq, begin, end, d, scale};
+    struct attention a = {s, q, k, lds, ldq, 0, begin, end, d, scale};
     for (size_t t = 0, step; t < n_q; t += step) {
         step = n_q - t >= 4 ? 4 : n_q - t;
         a.out = s + t * lds;
@@ -511,7 +511,7 @@ INLINE void mix_columns(int C, int T, const struct attention *a, size_t i)
         }
     }
     const uint16_t *v = a->kv + i;
-    for (size_t j = 0; j < a->end; j++, v += a->d) {
+    for (size_t j = 0; j < a->end; j++, v += a->ldv) {
         vf value[4];
         UNROLL for (int c = 0; c < C; c++)
         {
@@ -540,26 +540,30 @@ INLINE void mix_heads(int T, const struct attention *a)
     size_t i = 0;
     for (; a->d - i >= 4 * LANES; i += 4 * LANES)
         mix_columns(4, T, a, i);
+    for (; a->d - i >= 2 * LANES; i += 2 * LANES)
+        mix_columns(2, T, a, i);
     for (; a->d - i >= LANES; i += LANES)
         mix_columns(1, T, a, i);
     for (; i < a->d; i++)
         for (int t = 0; t < T; t++) {
             float *y = a->out + (size_t)t * a->ldo + i;
             for (size_t j = 0; j < a->end; j++)
-                *y = fmaf(a->in[(size_t)t * a->ldi + j], cr_f16_to_f32(a->kv[j * a->d + i]), *y);
+                *y = fmaf(a->in[(size_t)t * a->ldi + j], cr_f16_to_f32(a->kv[j * a->ldv + i]), *y);
         }
 }
 
 static void attn_mix_f16(float *y, size_t ldy, const float *p, size_t ldp, size_t n_q,
-                         const uint16_t *v, size_t n, size_t d)
+                         const uint16_t *v, size_t ldv, size_t n, size_t d)
 {
-    struct attention a = {y, p, v, ldy, ldp, 0, n, d, 1};
+    struct attention a = {y, p, v, ldy, ldp, ldv, 0, n, d, 1};
     for (size_t t = 0, step; t < n_q; t += step) {
-        step = n_q - t >= MIX_SIDE ? MIX_SIDE : n_q - t >= 2 ? 2 : 1;
+        step = n_q - t >= MIX_SIDE ? MIX_SIDE : n_q - t;
         a.out = y + t * ldy;
         a.in = p + t * ldp;
         if (step == MIX_SIDE)
             mix_heads(MIX_SIDE, &a);
+        else if (step == 3)
+            mix_heads(3, &a);
         else if (step == 2)
             mix_heads(2, &a);
         else

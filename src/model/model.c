@@ -514,6 +514,7 @@ static enum cr_status load(cr_model *m, const char *path, const struct cr_model_
 {
     enum cr_status status;
     m->pages = opt->pages;
+    m->kv = opt->kv;
     if ((status = cr_kernels_get(&m->k, opt->cpu, err)) || (status = read_arch(m, err)) ||
         (status = read_text(m, opt, err)))
         return status;

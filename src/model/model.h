@@ -75,6 +75,7 @@ struct cr_model {
     char *path, *name;
     float *owned; /* float32 copies of small tensors that the file holds in another type */
     enum cr_pages pages;
+    enum cr_kv kv;
     bool placed;          /* cr_model_place is done */
     char *copy;           /* what it made, or NULL */
     pthread_mutex_t lock; /* of hash, and of placing */

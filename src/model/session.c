@@ -54,11 +54,15 @@ static size_t lay_out(cr_session *s, const cr_model *m, int n_ctx, char *base)
     s->halves = carve(&c, n * cr_larger(cr_larger(E, Q), F), sizeof *s->halves);
     s->low = carve(&c, MAX_PARTS * n * RANK_TILE, sizeof(float));
     s->low_codes = carve(&c, n * LOW_BLOCKS, sizeof *s->low_codes);
-    s->scores = carve(&c, threads * SIDE * ctx, sizeof(float));
+    s->scores =
+        carve(&c, cr_larger(threads * SIDE * HEADS, (size_t)m->n_heads) * ctx, sizeof(float));
     s->tmp = carve(&c, threads * TMP_TOKENS * TMP_ROWS, sizeof(float));
     s->logits = carve(&c, s->logit_rows * V, sizeof(float));
-    s->k_cache = carve(&c, L * cr_whole_tiles(ctx) * KV, sizeof *s->k_cache);
-    s->v_cache = carve(&c, L * cr_whole_tiles(ctx) * KV, sizeof *s->v_cache);
+    s->tile_bytes = cr_cache_tile_bytes(m);
+    s->k_cache =
+        carve(&c, L * (size_t)m->n_kv_heads * cr_whole_tiles(ctx) / CR_KV_TILE, s->tile_bytes);
+    s->v_cache =
+        carve(&c, L * (size_t)m->n_kv_heads * cr_whole_tiles(ctx) / CR_KV_TILE, s->tile_bytes);
     return c.at;
 }
 
@@ -67,6 +71,13 @@ size_t cr_session_bytes(const cr_model *m, int n_ctx)
     cr_session counted = {0};
     n_ctx = n_ctx ? n_ctx : m->n_ctx_train;
     return m->layers && n_ctx > 0 && n_ctx <= CR_MAX_CTX ? lay_out(&counted, m, n_ctx, NULL) : 0;
+}
+
+size_t cr_session_kv_bytes(const cr_model *m, int n_ctx)
+{
+    size_t ctx = (size_t)(n_ctx ? n_ctx : m->n_ctx_train);
+    return 2 * (size_t)(m->n_layers * m->n_kv_heads) * (cr_whole_tiles(ctx) / CR_KV_TILE) *
+           cr_cache_tile_bytes(m);
 }
 
 enum cr_status cr_session_new(cr_session **out, cr_model *m, int n_ctx, struct cr_error *err)
@@ -80,6 +91,11 @@ enum cr_status cr_session_new(cr_session **out, cr_model *m, int n_ctx, struct c
                             "session: want a context of 1 to %d tokens (0: the "
                             "model's %d), got %d",
                             CR_MAX_CTX, m->n_ctx_train, n_ctx);
+    if (m->kv == CR_KV_Q8_0 && (m->head_dim % CR_QK || m->head_dim > CR_MAX_HEAD_DIM))
+        return cr_error_set(err, CR_UNSUPPORTED,
+                            "session: a KV cache in q8_0 needs heads of a multiple of %d values up "
+                            "to %d, those of %s have %d",
+                            CR_QK, CR_MAX_HEAD_DIM, m->path, m->head_dim);
     enum cr_status status = cr_model_place(m, err);
     if (status != CR_OK)
         return status;
@@ -329,22 +345,7 @@ void cr_session_keep(cr_session *s, int n)
 
 void cr_session_copy(cr_session *s, int from, int to, int n)
 {
-    size_t D = (size_t)s->m->head_dim, cells = cr_whole_tiles((size_t)s->n_ctx);
-    size_t heads = (size_t)s->m->n_layers * (size_t)s->m->n_kv_heads;
-    for (size_t h = 0; h < heads; h++) {
-        uint16_t *k = s->k_cache + h * cells * D, *v = s->v_cache + h * cells * D;
-        memcpy(v + (size_t)to * D, v + (size_t)from * D, (size_t)n * D * sizeof *v);
-        for (size_t c = 0, run; c < (size_t)n; c += run) { /* keys: within one tile each */
-            size_t a = (size_t)from + c, b = (size_t)to + c, left_a = CR_KV_TILE - a % CR_KV_TILE,
-                   left_b = CR_KV_TILE - b % CR_KV_TILE;
-            run = left_a < left_b ? left_a : left_b;
-            run = run < (size_t)n - c ? run : (size_t)n - c;
-            const uint16_t *src = k + a / CR_KV_TILE * D * CR_KV_TILE + a % CR_KV_TILE;
-            uint16_t *dst = k + b / CR_KV_TILE * D * CR_KV_TILE + b % CR_KV_TILE;
-            for (size_t i = 0; i < D; i++)
-                memcpy(dst + i * CR_KV_TILE, src + i * CR_KV_TILE, run * sizeof *k);
-        }
-    }
+    cr_cache_copy(s, (size_t)from, (size_t)to, (size_t)n);
     s->n_cells = s->n_cells > to + n ? s->n_cells : to + n;
 }
 

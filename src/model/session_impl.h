@@ -23,8 +23,10 @@ enum {
     LOW_BLOCKS = MAX_PARTS * RANK_TILE / CR_QK, /* of a stack */
     TMP_ROWS = 256, /* rows and tokens of a delta's product before it is added */
     TMP_TOKENS = 16,
-    LOW_TOKENS = 18, /* by all ranks of a stack, they fit the same memory */
-    SIDE = 4         /* tokens that attend side by side where they see the same cells */
+    LOW_TOKENS = 18,        /* by all ranks of a stack, they fit the same memory */
+    HEADS = 4,              /* of one kv head, side by side */
+    CR_MAX_HEAD_DIM = 1024, /* for a cache of 8 bits */
+    SIDE = 4                /* tokens that attend side by side where they see the same cells */
 };
 
 /* One product of a group that shares its input: y[t] = W in[t] + B (A in[t]). */
@@ -55,8 +57,9 @@ struct cr_session {
     int logits_row; /* what cr_session_logits gives */
     size_t chunk, logit_rows;
     int32_t *ids;      /* [n_ctx] what cr_session_sync remembers, n_ids of them */
-    uint16_t *k_cache; /* [n_layers, kv heads, n_ctx / TILE, D, TILE] float16 */
-    uint16_t *v_cache; /* [n_layers, kv heads, n_ctx, D] */
+    size_t tile_bytes; /* of the keys, or values, of one kv head */
+    char *k_cache;     /* [n_layers, kv heads, n_ctx / TILE] tiles: float16 [D, TILE], or Q8_0 */
+    char *v_cache;     /* the same: float16 [TILE, D], or Q8_0 as kernels.h says */
     /* the chunk */
     size_t n;                   /* tokens */
     int layer, max_rank;        /* of the tokens' deltas */
@@ -73,7 +76,7 @@ struct cr_session {
     uint16_t *halves;           /* [chunk, n_in] the current input in bfloat16 */
     float *low;                 /* [MAX_PARTS, chunk, RANK_TILE] of deltas that are not packed */
     struct cr_block_q8a *low_codes; /* [chunk, LOW_BLOCKS] of packed ones */
-    float *scores;                  /* [threads, SIDE, n_ctx] */
+    float *scores;                  /* [threads, SIDE, HEADS, n_ctx], or [heads, n_ctx] */
     float *tmp;                     /* [threads, TMP_TOKENS, TMP_ROWS] */
     float *logits;                  /* [logit_rows, V] */
     /* the group of products at work */
@@ -116,6 +119,8 @@ static inline void cr_by_tokens(cr_session *s, cr_rows_fn *pass)
 
 /* attention.c: q, k and v of tokens [begin, end) become ready, k and v go into the cache. */
 cr_rows_fn cr_attention_place;
+size_t cr_cache_tile_bytes(const cr_model *m);
+void cr_cache_copy(cr_session *s, size_t from, size_t to, size_t n); /* cells */
 /* s->att from s->q. */
 void cr_attention_run(cr_session *s);
 /* The angles of token t by one of the model's rotations; -1: NULL. */

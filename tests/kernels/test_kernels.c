@@ -476,7 +476,7 @@ static void run_attention(bool mix, float *out, size_t ldo, const float *in, siz
                           const uint16_t *kv, size_t begin, size_t end, size_t d, float scale)
 {
     if (mix)
-        K->attn_mix_f16(out, ldo, in, ldi, n_q, kv + begin * d, end - begin, d);
+        K->attn_mix_f16(out, ldo, in, ldi, n_q, kv + begin * d, d, end - begin, d);
     else
         K->attn_scores_f16(out, ldo, in, ldi, n_q, kv, begin, end, d, scale);
 }
@@ -544,6 +544,76 @@ static void test_attention(bool mix)
             check_attention(mix, 1 + below(7), cells[j], dims[i], INTEGERS);
             check_attention(mix, 1 + below(7), cells[j], dims[i], RANDOM_REALS);
         }
+}
+
+/* Keys and values in 8 bits: the bits of the reference, with some columns only, and in pieces. */
+static void check_q8(size_t n_q, size_t n_kv, size_t d)
+{
+    const struct cr_kernels *plain = cr_kernels_level(CR_CPU_REF);
+    const size_t begin = below(40), end = begin + n_kv, blocks = d / CR_QK, ldy = d + below(5);
+    const size_t tiles = end / CR_KV_TILE + 1, bytes = tiles * cr_kv8_tile(d),
+                 lds = n_kv + below(5);
+    struct buf cache = buf_new(bytes, 0), flipped = buf_new(bytes, 2 * below(8));
+    struct buf q = buf_new(4 * n_q * d, 0),
+               q8 = buf_new(n_q * blocks * sizeof(struct cr_block_q8a), 0);
+    struct buf s = buf_new(4 * n_q * lds, 0), s_ref = buf_new(4 * n_q * lds, 0);
+    struct buf y = buf_new(4 * n_q * ldy, 4 * below(8)), y_ref = buf_new(4 * n_q * ldy, 0);
+    uint8_t *to = (uint8_t *)cache.data, *other = (uint8_t *)flipped.data;
+    for (size_t i = 0; i < bytes; i++)
+        to[i] = (uint8_t)(1 + below(255)); /* -127 to 127 */
+    for (size_t t = 0; t < tiles; t++)
+        for (size_t i = 0; i < blocks * CR_KV_TILE; i++) {
+            uint16_t scale = f16(uniform(0, 0.1));
+            memcpy(to + t * cr_kv8_tile(d) + CR_KV_TILE * d + 2 * i, &scale, 2);
+        }
+    for (size_t i = 0; i < bytes; i++)
+        if (to[i] == 0x80 && i % cr_kv8_tile(d) < CR_KV_TILE * d)
+            to[i] = 0;
+    memcpy(other, to, bytes);
+    for (size_t i = 0; i < n_q * d; i++)
+        floats(&q)[i] = (float)uniform(-1, 1);
+    K->quantize_q8a((void *)q8.data, floats(&q), n_q * d);
+    for (size_t i = 0; i < n_q * ldy; i++)
+        floats(&y)[i] = floats(&y_ref)[i] = (float)uniform(-1, 1);
+    for (size_t i = 0; i < n_q * lds; i++)
+        floats(&s)[i] = floats(&s_ref)[i] = 7;
+    const size_t half = begin + below(n_kv + 1);
+    const size_t first = CR_QK * below(blocks),
+                 last = first + CR_QK * (1 + below(blocks - first / CR_QK));
+    struct buf p = buf_new(4 * n_q * lds, 0);
+    for (size_t i = 0; i < n_q * lds; i++)
+        floats(&p)[i] = (float)uniform(0, 1);
+    plain->attn_mix_q8(floats(&y_ref), ldy, floats(&p), lds, n_q, to, begin, end, d, first, last);
+    K->attn_mix_q8(floats(&y), ldy, floats(&p), lds, n_q, other, begin, half, d, first, last);
+    K->attn_mix_q8(floats(&y), ldy, floats(&p) + half - begin, lds, n_q, other, half, end, d, first,
+                   last);
+    CHECK(same_bits(floats(&y), floats(&y_ref), 4 * n_q * ldy), "mix: %zu cells from %zu, d %zu",
+          n_kv, begin, d);
+    for (size_t t = 0; t < tiles; t++)
+        for (size_t i = 0; i < CR_KV_TILE * d; i++)
+            other[t * cr_kv8_tile(d) + i] ^= K->kv_flip;
+    plain->attn_scores_q8(floats(&s_ref), lds, (void *)q8.data, blocks, n_q, to, begin, end, d,
+                          0.3f);
+    K->attn_scores_q8(floats(&s), lds, (void *)q8.data, blocks, n_q, other, begin, half, d, 0.3f);
+    K->attn_scores_q8(floats(&s) + half - begin, lds, (void *)q8.data, blocks, n_q, other, half,
+                      end, d, 0.3f);
+    CHECK(same_bits(floats(&s), floats(&s_ref), 4 * n_q * lds), "scores: %zu cells from %zu, d %zu",
+          n_kv, begin, d);
+    buf_free(&cache);
+    buf_free(&flipped);
+    buf_free(&q);
+    buf_free(&q8);
+    buf_free(&s);
+    buf_free(&s_ref);
+    buf_free(&y);
+    buf_free(&y_ref);
+    buf_free(&p);
+}
+
+static void test_attention_q8(void)
+{
+    for (int trial = 0; trial < 300; trial++)
+        check_q8(1 + below(7), below(trial % 8 ? 40 : 300), CR_QK * (1 + below(4)));
 }
 
 /* ---- the second factor of a low-rank change -------------------------------------------- */
@@ -718,7 +788,7 @@ static void bench_vectors(bool csv)
                     K->attn_scores_f16(floats(&a), 0, floats(&b), 0, 1, (void *)kv.data, 0, CELLS,
                                        D, 0.1f);
                 else
-                    K->attn_mix_f16(floats(&a), 0, floats(&b), 0, 1, (void *)kv.data, CELLS, D);
+                    K->attn_mix_f16(floats(&a), 0, floats(&b), 0, 1, (void *)kv.data, D, CELLS, D);
             }
             times[trial] = (now() - t) / CALLS;
         }
@@ -776,6 +846,8 @@ static void test_level(void)
     for (int i = 0; i < 4; i++)
         if (wanted(elementwise[i]))
             test_elementwise(i);
+    if (wanted("attn_q8"))
+        test_attention_q8();
     if (wanted("attn_scores_f16"))
         test_attention(false);
     if (wanted("attn_mix_f16"))
