@@ -4,16 +4,57 @@
  * of the pool into one low-rank delta. Model and pool are open. Prints one JSON object with the
  * milliseconds of each round; "first" is the round in which the pool is read from its file.
  *
+ * "score" has, for each round, the milliseconds of one step of REFINE (a mix of the pool and a pass
+ * over the examples) and of a prompt of as many tokens.
+ *
  *     bench_blend MODEL POOL EXAMPLES [-t THREADS] [-r ROUNDS] [-c CPU]
  */
 #include "bench.h"
 
 #include "adapt/blend.h"
 #include "adapt/examples.h"
+#include "adapt/score.h"
+
+#include "base/mem.h"
 
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
+
+/* Steps of REFINE and prompts of as many tokens, in turn. */
+static void score(cr_model *m, const cr_pool *pool, const struct cr_examples *examples,
+                  float *weights, int rounds)
+{
+    struct cr_error err;
+    cr_scorer *scorer;
+    cr_session *s;
+    die_if(cr_scorer_new(&scorer, m, examples->v, examples->n, &err), &err);
+    size_t n = cr_scorer_n_tokens(scorer);
+    int32_t *ids = cr_alloc(n, sizeof *ids);
+    for (size_t i = 0; i < n; i++)
+        ids[i] = (int32_t)(i * 7919 % (size_t)m->n_vocab);
+    die_if(cr_session_new(&s, m, (int)n, &err), &err);
+    printf(", \"tokens\": %zu, \"score\": [", n);
+    for (int i = 0; i < rounds; i++) {
+        const struct cr_example_score *scores;
+        cr_delta *delta;
+        double start = now_ms();
+        weights[0] += 0.01F;
+        die_if(cr_pool_blend(&delta, pool, weights, &err), &err);
+        die_if(cr_scorer_run(scorer, delta, &scores, NULL, NULL, &err), &err);
+        double scored = now_ms();
+        cr_delta_free(delta);
+        cr_session_reset(s);
+        double begin = now_ms();
+        die_if(cr_session_sync(s, ids, n, NULL, &err), &err);
+        printf("%s{\"step_ms\": %.4f, \"prompt_ms\": %.4f}", i ? ", " : "", scored - start,
+               now_ms() - begin);
+    }
+    printf("]");
+    cr_free(ids);
+    cr_session_free(s);
+    cr_scorer_free(scorer);
+}
 
 int main(int argc, char **argv)
 {
@@ -57,9 +98,13 @@ int main(int argc, char **argv)
                        : "",
                i == 1 ? "[" : "", r.embed_ms, r.solve_ms, end - solved, end - start);
         cr_delta_free(delta);
+        if (i == rounds) {
+            printf("]");
+            score(m, pool, &examples, r.weights, rounds);
+        }
         cr_blend_result_deinit(&r);
     }
-    printf("]}\n");
+    printf("}\n");
     cr_examples_deinit(&examples);
     cr_pool_close(pool);
     cr_model_close(m);

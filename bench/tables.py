@@ -10,7 +10,8 @@ usage: bench/tables.py depth MODEL.gguf [--depths 2048,4096,8192] [--rounds 1]
            1, 4 and 8 sequences decoded together, after 128 tokens each
        bench/tables.py palette MODEL.gguf [--rounds 15] [--pool POOL.gguf]
            the share of its speed that a model keeps with deltas of rank 8 (any number of adapters that share
-           their A) and 64 (eight that do not), with --pool the time to change a palette; needs build/bench_engine
+           their A) and 64 (eight that do not), with --pool the time to
+           change a palette, and a step of REFINE beside a prompt of as many tokens; needs build/bench_engine
            and build/bench_blend
 Every table takes --threads N (2) and --out FILE.json; an SVG is written beside it.
 """
@@ -18,12 +19,12 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 
 from bench import CRAYON, HUGE, ROOT, machine, run, spread
 
 ANSWER = 24
 ENGINE, BLEND = (os.path.join(os.path.dirname(CRAYON), p) for p in ("bench_engine", "bench_blend"))
-EXAMPLES = os.path.join(ROOT, "demo", "clinc150.jsonl")
 
 
 def collect(rounds, runners):
@@ -119,10 +120,18 @@ def palette_table(a):
         for what in ("prefill", "decode"):
             table[f"{what}, share of the speed, rank {rank}"] = {"crayon": spread([(t[f"{what}_share"], quiet)])}
     if a.pool:
-        out, _, _, quiet = run([BLEND, a.model, a.pool, EXAMPLES, "-t", str(a.threads), "-r", str(a.rounds)])
+        with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as f:
+            for i in range(8): # some 60 tokens each
+                f.write(json.dumps({"prompt": f"The keeper wrote the names of all ships that passed into a book, with the hour, the "
+                                    f"wind and the height of the sea, and on the day number {i} he wrote that nothing had passed but "
+                                    f"two gulls, so that the page stayed", "completion": "white until the next morning came"}) + "\n")
+            f.flush()
+            out, _, _, quiet = run([BLEND, a.model, a.pool, f.name, "-t", str(a.threads), "-r", str(a.rounds)])
         t = json.loads(out)
         table[f"change of a palette of {t['n']}, ms"] = {
             "crayon": spread([(r["apply_ms"], quiet) for r in t["rounds"]])}
+        table[f"a step of REFINE, {t['tokens']} tokens, by a prompt"] = {
+            "crayon": spread([(r["step_ms"] / r["prompt_ms"], quiet) for r in t["score"]])}
     return table
 
 

@@ -27,29 +27,67 @@ static size_t low_bytes(size_t rows, size_t rank)
     return (rows + LANES - 1) / LANES * low_panel_bytes(rank);
 }
 
+/* The scale of a row whose largest value is `most`, rounded to float16, and gain / scale. */
+INLINE float low_scale(float most, float gain, uint16_t *half)
+{
+    *half = cr_f32_to_f16(most * gain / 127);
+    const float scale = cr_f16_to_f32(*half);
+    return scale > 0 ? gain / scale : 0;
+}
+
+/* Four ranks of LANES rows, from floats rank apart. */
+INLINE void pack_four(uint8_t *codes, const float *b, size_t rank, vf inverse)
+{
+    float q[4][LANES];
+    vf v[4];
+    v_columns(v, (const void *)b, rank * sizeof *b);
+    UNROLL for (int k = 0; k < 4; k++)
+    {
+        vf code = v_max(v_min(v_round(v_mul(v[k], inverse)), v_set1(127)), v_set1(-127));
+        v_store(q[k], code);
+    }
+    for (size_t r = 0; r < LANES; r++)
+        for (size_t k = 0; k < 4; k++)
+            codes[4 * r + k] = (uint8_t)((int8_t)q[k][r] ^ PACKED_FLIP);
+}
+
+/* LANES rows of a multiple of four ranks. */
+INLINE void pack_low_panel(uint8_t *panel, const float *b, size_t rank, float gain)
+{
+    float most[LANES], inverse[LANES];
+    uint16_t half[LANES];
+    vf top = v_zero();
+    for (size_t k = 0; k < rank; k += 4) {
+        vf v[4];
+        v_columns(v, (const void *)(b + k), rank * sizeof *b);
+        UNROLL for (int i = 0; i < 4; i++)
+        {
+            top = v_max(top, v_max(v[i], v_sub(v_zero(), v[i])));
+        }
+    }
+    v_store(most, top);
+    for (size_t r = 0; r < LANES; r++)
+        inverse[r] = low_scale(most[r], gain, &half[r]);
+    for (size_t k = 0; k < rank; k += 4)
+        pack_four(panel + k * LANES, b + k, rank, v_load(inverse));
+    memcpy(panel + rank * LANES, half, sizeof half);
+}
+
 static void pack_low(void *dst, const float *b, size_t rows, size_t rank, float gain)
 {
+    const size_t n = low_fours(rank) * 4;
     uint8_t *panel = dst;
-    const size_t codes = low_fours(rank) * 4 * LANES;
-    for (size_t r = 0; r < rows; r++, b += rank) {
-        const size_t lane = r % LANES;
-        if (r > 0 && lane == 0)
-            panel += low_panel_bytes(rank);
-        if (lane == 0) {
-            memset(panel, PACKED_FLIP, codes);
-            memset(panel + codes, 0, LANES * sizeof(uint16_t));
+    for (size_t r = 0; r < rows; r += LANES, b += LANES * rank, panel += low_panel_bytes(rank)) {
+        float padded[LANES * (CR_MAX_LOW_RANK + 4)];
+        const size_t some = rows - r < LANES ? rows - r : LANES;
+        if (some == LANES && n == rank) {
+            pack_low_panel(panel, b, rank, gain);
+            continue;
         }
-        float most = 0;
-        for (size_t k = 0; k < rank; k++)
-            most = fabsf(b[k]) > most ? fabsf(b[k]) : most;
-        uint16_t half = cr_f32_to_f16(most * gain / 127);
-        float scale = cr_f16_to_f32(half), inverse = scale > 0 ? gain / scale : 0;
-        memcpy(panel + codes + 2 * lane, &half, sizeof half);
-        for (size_t k = 0; k < rank; k++) {
-            float q = rintf(b[k] * inverse);
-            int code = (int)(q > 127 ? 127 : q < -127 ? -127 : q);
-            panel[4 * (k / 4 * LANES + lane) + k % 4] = (uint8_t)(code ^ PACKED_FLIP);
-        }
+        memset(padded, 0, LANES * n * sizeof *padded);
+        for (size_t i = 0; i < some; i++)
+            memcpy(padded + i * n, b + i * rank, rank * sizeof *b);
+        pack_low_panel(panel, padded, n, gain);
     }
 }
 

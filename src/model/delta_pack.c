@@ -81,10 +81,11 @@ static void place_all(struct packing *job)
 static void quantise_rows(const cr_model *m, struct cr_block_q8_0 *dst, const float *a, size_t n,
                           int power)
 {
+    const float gain = ldexpf(1, power);
     struct cr_block_q8a block;
     for (size_t i = 0; i < n; i += CR_QK, a += CR_QK, dst++) {
         m->k->quantize_q8a(&block, a, CR_QK);
-        dst->d = cr_f32_to_f16(ldexpf(block.d, power));
+        dst->d = cr_f32_to_f16(block.d * gain);
         memcpy(dst->q, block.q, sizeof dst->q);
     }
 }
@@ -92,13 +93,11 @@ static void quantise_rows(const cr_model *m, struct cr_block_q8_0 *dst, const fl
 /* Low values side by side in a block share a scale when they are quantised, so the A of a stack
  * are brought to one size, by a power of two that the low values of B take back: the exponent for
  * [rank, n] a. */
-static int power_of(const float *a, size_t n)
+static int power_of(const cr_model *m, const float *a, size_t n)
 {
-    double sum = 0;
+    const float sum = m->k->dot(a, a, n);
     int e;
-    for (size_t i = 0; i < n; i++)
-        sum += (double)a[i] * a[i];
-    frexp(sqrt(sum / (double)n), &e);
+    frexpf(sqrtf(sum / (float)n), &e);
     return sum > 0 && isfinite(sum) ? -6 - e : 0; /* scales of A and B far from subnormal */
 }
 
@@ -118,7 +117,7 @@ static void pack_input(const struct packing *job, int layer, enum cr_input input
             memset(rows, 0, (size_t)stack->rows * cr_row_bytes(CR_Q8_0, (size_t)w->n_in));
         n_in = (size_t)w->n_in;
         const size_t n = (size_t)p->rank * n_in;
-        const int power = power_of(p->a, n);
+        const int power = power_of(m, p->a, n);
         quantise_rows(m, rows + (size_t)p->stacked * n_in / CR_QK, p->a, n, power);
         m->k->pack_low((void *)(uintptr_t)p->packed_b, p->b, (size_t)w->n_out, (size_t)p->rank,
                        ldexpf(1, -power));
