@@ -33,7 +33,7 @@ struct cr_threads {
     atomic_uint generation, done, next_id, sleepers;
     atomic_uint_fast64_t claim; /* round << 32 | pieces left */
     unsigned n_pieces;
-    atomic_bool stop;
+    atomic_bool stop, waits; /* waits: the caller sleeps until all is done */
     cr_rows_fn *fn;
     void *ud;
     size_t n_rows, piece; /* rows of a piece */
@@ -61,21 +61,23 @@ static void pause_cpu(void)
 /* Works on pieces of this round until none is left. */
 static void do_pieces(cr_threads *t, unsigned round, int id)
 {
+    unsigned mine = 0, n = 0;
     for (;;) {
         uint_fast64_t claim = atomic_load(&t->claim);
         unsigned left = (unsigned)claim;
         if (claim >> 32 != round || left == 0)
-            return;
+            break;
         if (!atomic_compare_exchange_weak(&t->claim, &claim, claim - 1))
             continue;
-        /* the round cannot end before this piece does, so its fields stay */
-        unsigned n = t->n_pieces;
+        /* the round cannot end before this piece is counted, so its fields stay */
+        n = t->n_pieces;
         size_t begin = (n - left) * t->piece;
         size_t end = begin + t->piece < t->n_rows ? begin + t->piece : t->n_rows;
         t->fn(t->ud, begin, end, id);
-        if (atomic_fetch_add(&t->done, 1) + 1 == n)
-            futex_wake(&t->done);
+        mine++;
     }
+    if (mine && atomic_fetch_add(&t->done, mine) + mine == n && atomic_load(&t->waits))
+        futex_wake(&t->done);
 }
 
 static void *worker(void *arg)
@@ -180,8 +182,12 @@ static void run(cr_threads *t, size_t n_rows, size_t piece, cr_rows_fn *fn, void
     do_pieces(t, atomic_load(&t->generation), 0);
     for (int i = 0; i < SPINS && atomic_load(&t->done) != n; i++)
         pause_cpu();
-    while ((done = atomic_load(&t->done)) != n)
-        futex_wait(&t->done, done);
+    if (atomic_load(&t->done) != n) {
+        atomic_store(&t->waits, true); /* before the last look at done, so that none is missed */
+        while ((done = atomic_load(&t->done)) != n)
+            futex_wait(&t->done, done);
+        atomic_store(&t->waits, false);
+    }
     pthread_mutex_unlock(&t->turn);
 }
 

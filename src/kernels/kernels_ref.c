@@ -275,8 +275,8 @@ void cr_attn_mix_q8_ref(float *y, size_t ldy, const float *p, size_t ldp, size_t
             const uint16_t *scales = (const uint16_t *)(const void *)(tile + CR_KV_TILE * d);
             const size_t lane = c % CR_KV_TILE;
             for (size_t i = first; i < last; i++) {
-                float w = p[t * ldp + c - begin] *
-                          cr_f16_to_f32(scales[i / CR_QK * CR_KV_TILE + lane]);
+                float w =
+                    p[t * ldp + c - begin] * cr_f16_to_f32(scales[i / CR_QK * CR_KV_TILE + lane]);
                 y[t * ldy + i] = fmaf(w, (float)(int8_t)tile[lane * d + i], y[t * ldy + i]);
             }
         }

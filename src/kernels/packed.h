@@ -178,7 +178,8 @@ struct packed_job {
     const uint8_t *w; /* the first panel */
     const uint8_t *x; /* the first token */
     size_t bytes, x_bytes, n_blocks;
-    vm mask; /* lanes of the last panel that are stored */
+    vm mask;  /* lanes of the last panel that are stored */
+    bool ask; /* for the next panels: these come from memory, and are used by few tokens */
 };
 
 /* Few tokens wait for memory, and the processor looks ahead no further than a small page: so the
@@ -266,8 +267,12 @@ INLINE void packed_tile(enum cr_type type, int P, int T, const struct packed_job
         {
             fifth[p] = vi_load(codes + (size_t)p * j->bytes + (has_fifth(type) ? 4 * VECTOR : 0));
         }
-        if (T <= 2)
-            prefetch_block(type, codes + (size_t)P * j->bytes, j, b);
+        if (j->ask) {
+            UNROLL for (int p = 0; p < P; p++)
+            {
+                prefetch_block(type, codes + (size_t)(P + p) * j->bytes, j, b);
+            }
+        }
         UNROLL for (int part = 0; part < parts; part++)
         {
             UNROLL for (int t = 0; t < T; t++)
@@ -324,15 +329,20 @@ INLINE void packed_tile(enum cr_type type, int P, int T, const struct packed_job
     }
 }
 
+enum { FEW = 16 }; /* tokens that wait for memory, not for products */
+
 INLINE void packed_panels(enum cr_type type, int P, struct packed_job j, size_t n_tok)
 {
-    while (n_tok > 0) {
+    for (j.ask = n_tok <= FEW; n_tok > 0; j.ask = false) {
         size_t step = n_tok >= PACKED_SIDE            ? PACKED_SIDE
+                      : PACKED_SIDE > 4 && n_tok >= 4 ? 4
                       : PACKED_SIDE > 3 && n_tok >= 3 ? 3
                       : n_tok >= 2                    ? 2
                                                       : 1;
         if (step == PACKED_SIDE)
             packed_tile(type, P, PACKED_SIDE, &j);
+        else if (step == 4)
+            packed_tile(type, P, PACKED_SIDE > 4 ? 4 : 1, &j);
         else if (step == 3)
             packed_tile(type, P, 3, &j);
         else if (step == 2)
