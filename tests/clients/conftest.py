@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A crayon server for the clients: $CRAYON (default build/crayon) on a free port of this machine."""
+import contextlib
 import os
 import pathlib
 import subprocess
@@ -16,15 +17,21 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("OPENAI_API_KEY", "none")
 
 
-@pytest.fixture(scope="session")
-def url():
-    server = subprocess.Popen([PROGRAM, "serve", "-q", "-m", MODEL, "--alias", "m", "--port", "0"],
+@contextlib.contextmanager
+def serving(model):
+    server = subprocess.Popen([PROGRAM, "serve", "-q", "-m", model, "--alias", "m", "--port", "0"],
                               stdout=subprocess.PIPE, text=True)
     address = server.stdout.readline().strip()
     assert address.startswith("http://"), "the server did not start"
     yield address
     server.terminate()
     assert server.wait(60) == 0
+
+
+@pytest.fixture(scope="session")
+def url():
+    with serving(MODEL) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

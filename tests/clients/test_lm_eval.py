@@ -8,10 +8,11 @@ import lm_eval
 import pytest
 from lm_eval.tasks import TaskManager
 
-from conftest import MODEL, PROGRAM
+from conftest import MODEL, PROGRAM, ROOT, serving
+from rows import ROWS
 
-ROWS = [("The sea is", ["wet", "a kind of bread"]), ("A cat is an", ["animal", "engine of trains"]),
-        ("Two and two make", ["four", "a red house"]), ("Bread is made of", ["flour", "stone and sand"])]
+# How far a sum of log-probabilities may be from Transformers' in float32 (docs/numerics.md): per token of the answer.
+FLOAT_BOUND, INT8_BOUND = 0.005, 0.15
 
 
 @pytest.fixture
@@ -65,6 +66,20 @@ def test_log_likelihoods_equal_the_program_s(url, host, tasks, as_ids):
     for (value, greedy), line in zip(got, want):
         assert abs(float(value) - line["sum"]) < 1e-3
         assert str(greedy) == str(line["is_greedy"])
+
+
+@pytest.mark.parametrize("name,path,bound", [("stories260K", str(ROOT / "tests/data/stories260K.gguf"), FLOAT_BOUND),
+                                             ("crayon-15m-q8_0", MODEL, INT8_BOUND)])
+def test_log_likelihoods_are_within_the_bound_of_pytorch_s(tasks, name, path, bound):
+    golden = json.loads((ROOT / "tests/golden/loglikelihoods.json").read_text())[name]
+    with serving(path) as url:
+        r = run("local-completions", f"{url}/completions", tasks, "local_choice", tokenizer_backend="remote",
+                tokenized_requests=True)
+    got = [float(resp[0]) for s in r["samples"]["local_choice"] for resp in s["filtered_resps"]]
+    assert len(got) == len(golden) == 2 * len(ROWS)
+    apart = [abs(g - line["sum"]) / (len(line["ids"]) - line["n_begin"]) for g, line in zip(got, golden)]
+    print(f"{name}: at most {max(apart):.2g} a token apart, bound {bound}")
+    assert max(apart) < bound
 
 
 def test_generation_through_completions(url, tasks):

@@ -89,6 +89,11 @@ class Person(pydantic.BaseModel):
     tags: list[Literal["a", "b"]]
 
 
+class Short(pydantic.BaseModel):
+    kind: Literal["cat", "dog"]
+    old: bool
+
+
 def test_parse_gives_an_instance(client):
     for seed in range(3):
         try:
@@ -104,6 +109,44 @@ def test_stream_helper(client):
         kinds = [event.type for event in stream]
         text = stream.current_completion_snapshot.choices[0].message.content
     assert "content.delta" in kinds and text
+
+
+def test_async_parse_and_stream_helper(url):
+    async def both():
+        client = openai.AsyncOpenAI(base_url=url, api_key="k", max_retries=0)
+        common = {"model": "m", "messages": MESSAGES, "seed": 3, "max_tokens": 300, "temperature": 0.7}
+        parsed = await client.chat.completions.parse(response_format=Short, **common)
+        async with client.chat.completions.stream(response_format=Short, **common) as stream:
+            kinds = [event.type async for event in stream]
+            final = await stream.get_final_completion()
+        return parsed.choices[0].message.parsed, kinds, final.choices[0].message.parsed
+
+    whole, kinds, streamed = asyncio.run(both())
+    assert isinstance(whole, Short) and whole == streamed and "content.done" in kinds
+
+
+def test_responses_parse_and_stream_helper(client):
+    common = {"model": "m", "input": "Tell me", "max_output_tokens": 200, "temperature": 0}
+    whole = client.responses.parse(text_format=Short, **common)
+    with client.responses.stream(text_format=Short, **common) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_response()
+    assert isinstance(whole.output_parsed, Short) and final.output_parsed == whole.output_parsed
+    assert kinds[0] == "response.created" and kinds[-1] == "response.completed"
+
+
+def test_parallel_tool_calls_and_auto(client):
+    other = {"type": "function", "function": {"name": "get_time", "strict": True, "parameters": {
+        "type": "object", "properties": {"zone": {"enum": ["UTC", "CET"]}}, "required": ["zone"],
+        "additionalProperties": False}}}
+    r = client.chat.completions.create(model="m", messages=MESSAGES, tools=[TOOL, other], max_tokens=200, seed=2,
+                                       tool_choice={"type": "function", "function": {"name": "get_time"}})
+    calls = r.choices[0].message.tool_calls
+    assert calls and all(c.function.name == "get_time" and json.loads(c.function.arguments)["zone"] in ("UTC", "CET")
+                         for c in calls)
+    assert len({c.id for c in calls}) == len(calls)
+    r = client.chat.completions.create(model="m", messages=MESSAGES, tools=[TOOL, other], max_tokens=8)
+    assert r.choices[0].finish_reason in ("length", "stop", "tool_calls")
 
 
 def test_tools(client):

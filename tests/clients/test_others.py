@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """anthropic, ollama, langchain-openai and litellm, unchanged."""
+import asyncio
 import json
 
 import anthropic
@@ -54,6 +55,32 @@ def test_ollama(host):
         client.chat("other", messages=ASK)
 
 
+def test_ollama_async_and_tools(host):
+    async def ask():
+        client = ollama.AsyncClient(host=host)
+        options = {"temperature": 0, "num_predict": 8}
+        whole = await client.generate("m", "Once upon", options=options)
+        pieces = [p.response async for p in await client.generate("m", "Once upon", options=options, stream=True)]
+        return whole.response, "".join(pieces)
+
+    whole, pieces = asyncio.run(ask())
+    assert whole == pieces
+    tool = {"type": "function", "function": {"name": "get_weather", "description": "d", "parameters": SCHEMA}}
+    r = ollama.Client(host=host).chat("m", messages=ASK, tools=[tool], options={"num_predict": 16})
+    for call in r.message.tool_calls or []:
+        assert call.function.name == "get_weather"
+
+
+def test_langchain_async_and_batch(url):
+    llm = ChatOpenAI(model="m", base_url=url, api_key="k", max_tokens=8, temperature=0, max_retries=0)
+
+    async def stream():
+        return "".join([c.content async for c in llm.astream("Tell me about the sea")])
+
+    whole = [m.content for m in llm.batch(["Tell me about the sea", "A ship"])]
+    assert asyncio.run(stream()) == whole[0] and whole[1]
+
+
 def test_langchain(url):
     llm = ChatOpenAI(model="m", base_url=url, api_key="k", max_tokens=8, temperature=0, max_retries=0)
     whole = llm.invoke("Tell me about the sea").content
@@ -76,5 +103,14 @@ def test_litellm(url):
     whole = litellm.completion(**common).choices[0].message.content
     pieces = litellm.completion(**common, stream=True)
     assert "".join(p.choices[0].delta.content or "" for p in pieces) == whole
+    assert asyncio.run(litellm.acompletion(**common)).choices[0].message.content == whole
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": SCHEMA}}
+    r = litellm.completion(**(common | {"max_tokens": 120}), tools=[tool], tool_choice="required")
+    assert set(json.loads(r.choices[0].message.tool_calls[0].function.arguments)) == {"city"}
+    r = litellm.completion(**(common | {"max_tokens": 120}), response_format={
+        "type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": SCHEMA}})
+    assert set(json.loads(r.choices[0].message.content)) == {"city"}
+    v = litellm.embedding(model="openai/m", api_base=url, api_key="k", input=["a", "b"])
+    assert len(v.data) == 2
     with pytest.raises(litellm.NotFoundError):
         litellm.completion(**(common | {"model": "openai/other"}))

@@ -2,8 +2,9 @@
 /*
  * Chat templates. First byte even: the rest is the template of a file, which is recognised and
  * whose default system message is taken out. Odd: the rest is messages, each ended by 0xff, whose
- * first byte picks the role. Whatever they say, their encoding holds the control tokens of the same
- * turns with the text "x" (or none where there was none), and no others.
+ * first byte picks the role; two templates are tried, of the six. Whatever they say, their encoding
+ * holds the control tokens of the same turns with the text "x" (or none where there was none), and
+ * no others.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -125,7 +126,9 @@ static void use_messages(const uint8_t *data, size_t size)
         plain[n] = (struct cr_message){role, texts[n][0] ? "x" : ""};
         at += len + 1;
     }
-    for (int c = CR_CHAT_CHATML; c < CR_CHAT_UNKNOWN; c++) {
+    const int n_templates = CR_CHAT_UNKNOWN - CR_CHAT_CHATML;
+    for (int i = 0; i < 2; i++) {
+        const int c = CR_CHAT_CHATML + (int)(size + (size_t)i * 3) % n_templates;
         struct cr_ids a = {0}, b = {0};
         enum cr_status x = encode((enum cr_chat)c, NULL, said, n, size % 2, &a);
         enum cr_status y = encode((enum cr_chat)c, NULL, plain, n, size % 2, &b);

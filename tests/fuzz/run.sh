@@ -11,7 +11,7 @@ for name; do
     mkdir -p "$build/corpus/$name"
     echo "== $name, ${limit#-}"
     start=$(date +%s)
-    "$build/tests/fuzz/$name" "$limit" -max_len=65536 -rss_limit_mb=4096 -timeout=20 \
+    "$build/tests/fuzz/$name" "$limit" -max_len=65536 -rss_limit_mb=4096 -timeout="${FUZZ_TIMEOUT:-20}" \
         -print_final_stats=1 -artifact_prefix="$build/corpus/$name-" "$build/corpus/$name" \
         "$here/corpus/$name" > "$build/corpus/$name.log" 2>&1 || failed=1
     grep -E 'ERROR|SUMMARY|Test unit' "$build/corpus/$name.log"
