@@ -50,6 +50,8 @@ mkdir -p "$root/run/secrets"
 echo SECRET > "$root/run/secrets/key"
 chmod 644 "$root/run/secrets/key"
 # shellcheck disable=SC2086 # words of the file
+home=$(sed -n "s/^$user:.*:\([^:]*\):[^:]*\$/\1/p" "$root/etc/passwd") # an engine sets it for USER
+settings+=("HOME=$home")
 inside --userspec="$user" "$root" $ENTRYPOINT $CMD --port 18088 > "$work/out" 2> "$work/err" &
 pid=$!
 for _ in $(seq 300); do [ -s "$work/out" ] && break; kill -0 $pid || { cat "$work/err"; exit 1; }; sleep 0.1; done

@@ -7,6 +7,7 @@
 
 #include "base/log.h"
 #include "base/mem.h"
+#include "route/route.h"
 #include "serve/reply.h"
 
 #include <arpa/inet.h>
@@ -463,6 +464,22 @@ static unsigned connection_limit(void)
     return n < MAX_CONNECTIONS ? (unsigned)n : MAX_CONNECTIONS;
 }
 
+/* Palettes that the rule cannot judge are served all the same: their questions never leave, which
+ * the administrator hears now and each answer tells as its reason. */
+static void say_what_stays(const cr_server *s)
+{
+    struct cr_target *v[CR_SHELF_MAX];
+    size_t n = s->opt.router ? cr_shelf_all(s->shelf, v, CR_SHELF_MAX) : 0;
+    for (size_t i = 0; i < n; i++) {
+        struct cr_error err;
+        char *id = cr_shelf_id(s->shelf, v[i]);
+        if (cr_router_ready(s->opt.router, v[i]->palette, &err) != CR_OK)
+            cr_log(CR_LOG_WARN, "%s: its questions stay here: %s", id ? id : "", err.msg);
+        cr_free(id);
+        cr_target_unref(v[i]);
+    }
+}
+
 static enum cr_status fill_shelf(cr_server *s, struct cr_error *err)
 {
     const struct cr_serve_options *opt = &s->opt;
@@ -479,6 +496,8 @@ static enum cr_status fill_shelf(cr_server *s, struct cr_error *err)
         status = cr_shelf_load(s->shelf, NULL, opt->palettes[i], true, err);
     if (status == CR_OK && opt->pool && !cr_shelf_pool(s->shelf, opt->pool, err))
         status = err->status;
+    if (status == CR_OK)
+        say_what_stays(s);
     return status;
 }
 
@@ -575,7 +594,9 @@ int cr_server_port(const cr_server *s)
 
 enum cr_status cr_server_reload(cr_server *s, size_t *n_changed, struct cr_error *err)
 {
-    return cr_shelf_reload(s->shelf, n_changed, err);
+    enum cr_status status = cr_shelf_reload(s->shelf, n_changed, err);
+    say_what_stays(s);
+    return status;
 }
 
 void cr_server_stop(cr_server *s, int drain_ms)

@@ -136,6 +136,29 @@ static struct cr_ledger_totals totals(void)
     return t;
 }
 
+static char logged[1024];
+static void remember_log(void *ud, enum cr_log_level level, const char *msg)
+{
+    (void)ud, (void)level;
+    size_t n = strlen(logged);
+    snprintf(logged + n, sizeof logged - n, "%s\n", msg);
+}
+
+/* What the rule cannot judge stays here: the log says so at the start, and each answer. */
+static void test_what_is_not_calibrated_is_said_at_the_start(void **state)
+{
+    (void)state;
+    options.rule = CR_RULE_CONF;
+    options.budget = 0.5;
+    cr_log_set(remember_log, NULL);
+    begin();
+    cr_log_set(NULL, NULL);
+    assert_non_null(strstr(logged, "m: its questions stay here: rule conf: want a palette"));
+    struct seen s = ask("", "device");
+    assert_non_null(strstr(s.why, "want a palette"));
+    assert_int_equal(totals().rows, 0);
+}
+
 static void test_server_answers_and_says_so(void **state)
 {
     (void)state;
@@ -355,6 +378,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(test_server_answers_and_says_so),
         T(test_wishes),
+        T(test_what_is_not_calibrated_is_said_at_the_start),
         T(test_42_device_answers_when_the_server_fails),
         T(test_streams),
         T(test_early_decisions_stream),
