@@ -47,6 +47,11 @@ mpi: deps ## training in several processes: builds with MPI in build/mpi and com
 	@cmake --preset mpi > /dev/null && cmake --build build/mpi --target crayon test_peers && \
 	  ctest --test-dir build/mpi --output-on-failure -R '^(test_peers|e2e_mpi)$$'
 
+.PHONY: container
+container: ## follow packaging/Containerfile without a container engine, start the image and ask it (root)
+	@tools/deps.sh debootstrap
+	@tests/container.sh build/container
+
 .PHONY: clients
 clients: all ## the official clients against the server (Python, in build/clients)
 	@tools/deps.sh python3-venv

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Does what packaging/Containerfile says where no container engine runs: a base system by debootstrap for FROM, chroot
 # for RUN, the committed files for COPY. Then starts the image as its user, with a key, and asks it. Needs root.
-# usage: tests/container.sh FOLDER     (keeps FOLDER/base for the next time)
+# usage: make container, or tests/container.sh FOLDER (keeps FOLDER/base for the next time)
 set -eu
 work=$(realpath -m "$1") root='' user=root n_stages=0
 cd "$(dirname "$0")/.."
@@ -52,7 +52,7 @@ chmod 644 "$root/run/secrets/key"
 # shellcheck disable=SC2086 # words of the file
 home=$(sed -n "s/^$user:.*:\([^:]*\):[^:]*\$/\1/p" "$root/etc/passwd") # an engine sets it for USER
 settings+=("HOME=$home")
-inside --userspec="$user" "$root" $ENTRYPOINT $CMD --port 18088 > "$work/out" 2> "$work/err" &
+(exec env -i "${settings[@]}" chroot --userspec="$user" "$root" $ENTRYPOINT $CMD --port 18088) > "$work/out" 2> "$work/err" &
 pid=$!
 for _ in $(seq 300); do [ -s "$work/out" ] && break; kill -0 $pid || { cat "$work/err"; exit 1; }; sleep 0.1; done
 status() { curl -s -o "$work/reply" -w '%{http_code}' http://127.0.0.1:18088"$@"; }
