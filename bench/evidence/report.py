@@ -288,6 +288,24 @@ def scope_table(both):
     return "\n".join(out)
 
 
+def command_table(path):
+    """What `crayon blend` itself came to (command.py): mean over tasks, seeds averaged first."""
+    if not os.path.exists(path):
+        return ""
+    rows = json.load(open(path))
+    tasks = sorted({k.rsplit(" ", 1)[0] for k in rows})
+    runs = {t: [r for k, r in rows.items() if k.rsplit(" ", 1)[0] == t] for t in tasks}
+    mean = {n: np.array([np.mean([r[n] for r in runs[t]]) for t in tasks]) for n in ("base", "refined", "tuned")}
+    w = np.random.default_rng(2).multinomial(len(tasks), np.full(len(tasks), 1 / len(tasks)), DRAWS) / len(tasks)
+    diff = lambda a, b: "%+.1f [%+.1f, %+.1f]" % (100 * (a - b).mean(), *interval(100 * (w @ (a - b))))
+    out = ["%d tasks, %d runs.\n" % (len(tasks), len(rows)), "| palette of | accuracy | against the base | against refined | keeps base, blend, tuned blend |", "|---|---|---|---|---|",
+           "| (base) | %.1f | | | |" % (100 * mean["base"].mean())]
+    for n in ("refined", "tuned"):
+        kept = [sum(r["kept by " + n] == x for r in rows.values()) for x in ("base", "refined", "tuned")]
+        out.append("| level %s | %.1f | %s | %s | %d, %d, %d |" % (n, 100 * mean[n].mean(), diff(mean[n], mean["base"]), diff(mean[n], mean["refined"]) if n == "tuned" else "", *kept))
+    return "\n".join(out)
+
+
 def main(folder, page):
     big, small = Results(folder + "/smollm2"), Results(folder + "/15m")
     docs = os.path.dirname(page)
@@ -312,6 +330,7 @@ def main(folder, page):
         "smollm2 shots": list_table(big, "row, seed 1", [("base, 5-shot", "base", "base 5-shot seed 1"), ("library: REFINE", "lib-seed1", "REFINE 32"), ("library: REFINE, 5-shot prompts", "lib-seed1", "REFINE 32 with 5-shot prompts")]),
         **{f"{m} {name}": f(r) for m, r in (("smollm2", big), ("15m", small)) for name, f in (
             ("kinds", choose.kinds), ("choose", choose.table), ("choose pairs", choose.pairs), ("choose worst", choose.worst))},
+        "command": command_table(folder + "/15m-command.json"),
         "scope": scope_table((("SmolLM2", big), ("15M", small))),
         "witness": list_table(big, "one LoRA, r, seed 1", [("trained by crayon", "lora-r-seed1", "one LoRA"), ("trained by PyTorch", "witness-lora-r", "one LoRA")]),
     }

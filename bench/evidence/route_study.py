@@ -126,4 +126,5 @@ def main(path, output, page):
     print("\n".join(text))
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -47,7 +47,7 @@ print("%d of %d jobs have no result%s" % (len(new), len(jobs), ": " + " ".join(n
         "$python" lab.py --model ../../models/crayon-15m-q8_0.gguf --pack "$small/15m.npz" --plan "$small/15m.json" --out "$small/15m" \
             --device cpu --small --crayon ../../build/crayon --train "$small/train"
         rm -rf "$small/page" && mkdir -p "$small/page"
-        cp -r $results/smollm2 "$small/page/smollm2"
+        cp -r $results/smollm2 $results/15m-command.json "$small/page/"
         "$python" collect.py "$small/15m" "$small/15m.npz" "$small/page/15m"
         cp $page "$small/page/evidence.md"
         "$python" report.py "$small/page" "$small/page/evidence.md"
