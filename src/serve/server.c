@@ -166,8 +166,9 @@ static void make_id(struct cr_job *j)
 static void make_fingerprint(struct cr_job *j)
 {
     char text[512], hex[65];
-    snprintf(text, sizeof text, "%s %s %s %s", CR_VERSION, cr_model_hash(j->target->model),
-             j->target->sha256, j->target->name);
+    cr_model *m = j->target->model;
+    snprintf(text, sizeof text, "%s %s %s %s%s", CR_VERSION, cr_model_hash(m), j->target->sha256,
+             j->target->name, m->kv == CR_KV_Q8_0 ? " kv q8_0" : "");
     cr_hash_text(text, hex);
     snprintf(j->fingerprint, sizeof j->fingerprint, "fp_%.12s", hex);
 }
