@@ -6,7 +6,8 @@
  *
  *     client PORT CLIENTS SECONDS SEED MODEL[,MODEL...]
  *
- * With several models the clients take them in turn.
+ * With several models the clients take them in turn. SECONDS 0: each client sends one request as
+ * long as any, so that the server has touched all memory that it will use.
  * Prompts of 8 to 72 words and answers of at most 16 to 112 tokens, by the seed: two servers get
  * the same. Prints one JSON object: requests, errors by kind, the tokens that arrived within
  * SECONDS, processor seconds of this program, and the time to the first token of each request in
@@ -49,6 +50,7 @@ static unsigned n_models;
 static int port;
 static uint64_t state;
 static double started, until;
+static bool warm;
 static long requests, refused, errors, cut, tokens, told;
 static float *first_ms;
 static size_t n_first;
@@ -74,8 +76,8 @@ static void send_request(int epoll, struct client *c)
                  "{\"model\":\"%s\",\"stream\":true,\"stream_options\":{\"include_usage\":true},"
                  "\"temperature\":0.8,\"top_k\":40,\"seed\":%u,\"max_tokens\":%u,"
                  "\"messages\":[{\"role\":\"user\",\"content\":\"Tell me a story about",
-                 models[c->index % n_models], dice(1u << 30), 16 + dice(97));
-    for (unsigned i = 8 + dice(65); i > 0; i--)
+                 models[c->index % n_models], dice(1u << 30), warm ? 1 : 16 + dice(97));
+    for (unsigned i = warm ? 220 : 8 + dice(65); i > 0; i--)
         n += snprintf(body + n, sizeof body - (size_t)n, " %s",
                       words[dice(sizeof words / sizeof words[0])]);
     n += snprintf(body + n, sizeof body - (size_t)n, "\"}]}");
@@ -193,6 +195,7 @@ int main(int argc, char **argv)
     port = (int)strtol(argv[1], NULL, 10);
     int n = (int)strtol(argv[2], NULL, 10), open = 0;
     double seconds = strtod(argv[3], NULL);
+    warm = seconds <= 0;
     state = strtoull(argv[4], NULL, 10) * 0x9e3779b97f4a7c15u + 1;
     for (char *p = argv[5]; p && n_models < 64; p = strchr(p, ',')) {
         if (n_models)
@@ -213,7 +216,8 @@ int main(int argc, char **argv)
         double t = now();
         open = 0;
         for (int i = 0; i < n; i++) {
-            if (v[i].fd < 0 && t < until && t >= v[i].again)
+            bool due = warm ? requests <= i : t < until && t >= v[i].again;
+            if (v[i].fd < 0 && due)
                 send_request(epoll, &v[i]);
             open += v[i].fd >= 0;
         }

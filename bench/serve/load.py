@@ -12,7 +12,8 @@ the same prompts and lengths for both, that differ after their first words. Writ
 tokens/s in sum (median of the slices and spread), time to the first token over all requests, errors,
 resident memory after the first slice against the most and the least after it, the share of a core that
 the clients took, and the ratios. PEER_ARGS more arguments for llama-server, PEER_ENV "A=B C=D" for its
-environment: give it its best ones.
+environment. The default is the best of one and two threads, a KV cache for each lane or one for all, and OpenMP that
+spins or sleeps (OMP_WAIT_POLICY=passive), on two quiet cores.
 
     bench/serve/load.py --load models/crayon-15m-q8_0.gguf:16 --palettes 8 --pool models/crayon-15m-pool.gguf
 
@@ -124,6 +125,8 @@ def load_palettes(args, client, model, clients, folder):
     ways = {"base": "m", "1 palette": "m:p0", f"{args.palettes} palettes": ",".join(f"m:p{i}" for i in range(args.palettes))}
     slices = {way: [] for way in ways}
     try:
+        s.slice(client, clients, 0, 0)
+        s.slices, s.resident = [], []
         for seed in range(1, 1 + max(1, args.seconds // args.slice)):
             for way, models in ways.items():
                 s.slice(client, clients, args.slice, seed, models)
@@ -148,6 +151,9 @@ def load(args, client, model, clients):
         servers.append(Server("llama-server", [args.llama_server, "-m", model, "--port", str(port), "-np", n, "-c",
                                                str(args.ctx * clients), *args.peer_args.split()], env, port))
     try:
+        for s in servers:
+            s.slice(client, clients, 0, 0)
+            s.slices, s.resident = [], []
         left, seed = args.seconds, 1
         while left > 0:
             for s in servers:
@@ -187,8 +193,8 @@ def main():
     p.add_argument("--seconds", type=int, default=20, help="for each server and load")
     p.add_argument("--slice", type=int, default=10)
     p.add_argument("--ctx", type=int, default=320, help="of each lane")
-    p.add_argument("--peer-args", default=os.environ.get("PEER_ARGS", "-t 2"))
-    p.add_argument("--peer-env", default=os.environ.get("PEER_ENV", "OMP_WAIT_POLICY=passive"))
+    p.add_argument("--peer-args", default=os.environ.get("PEER_ARGS", "-t 2 -kvu"))
+    p.add_argument("--peer-env", default=os.environ.get("PEER_ENV", ""))
     p.add_argument("--palettes", type=int, default=0, metavar="N")
     p.add_argument("--pool")
     p.add_argument("--out")

@@ -364,7 +364,7 @@ class Soak:
             if can_stream and rng.random() < 0.5:
                 body["stream"] = True
                 cancel = rng.randrange(6) if rng.random() < 0.25 else None
-            epoch = self.epoch
+            epoch, began = self.epoch, time.monotonic()
             if self.down:
                 time.sleep(0.02)
                 continue
@@ -374,6 +374,8 @@ class Soak:
                     self.count("cancelled")
                 elif not (r.ended or r.error) and epoch != self.epoch:
                     self.count("lost to a restart")
+                elif not (r.ended or r.error) and time.monotonic() - began > 25:
+                    self.count("stopped for long")  # all of us, by somebody who measures: the server's idle time has passed
                 else:
                     self.check(i, r)
             except (OSError, http.client.HTTPException, json.JSONDecodeError) as e:
