@@ -393,9 +393,14 @@ class Soak:
         self.count("kill -9" if how == signal.SIGKILL else "SIGTERM")
         if code != (-9 if how == signal.SIGKILL else 0):
             self.fail(f"the server ended with {code}: {open(self.server.log).read()[-1500:]}")
-        self.server.start()
+        self.start()
         self.epoch += 1
         self.down = False
+
+    def start(self):
+        """Every lane touches all its memory, so that what grows later is growth."""
+        self.server.start()
+        ask(self.server.port, "/v1/completions", {"model": "m", "prompt": [300 + i % 90 for i in range(510)], "max_tokens": 1, "n": 6})
 
     def bad_certificate(self):
         key, cert = os.path.join(self.folder, "key.pem"), os.path.join(self.folder, "cert.pem")
@@ -423,7 +428,7 @@ class Soak:
         for name in "ab":
             self.put("live", name, 0)
         self.server = Server(self.args, self.folder, "live", ["-q", *more])
-        self.server.start()
+        self.start()
         clients = [threading.Thread(target=self.client, args=(self.args.seed * 1000 + k,)) for k in range(self.args.clients)]
         for c in clients:
             c.start()
