@@ -58,7 +58,7 @@ for _ in $(seq 300); do [ -s "$work/out" ] && break; kill -0 $pid || { cat "$wor
 status() { curl -s -o "$work/reply" -w '%{http_code}' http://127.0.0.1:18088"$@"; }
 failed=0
 expect() { [ "$2" = "$3" ] && echo "ok: $1" || { echo "FAILED: $1: $2, want $3"; failed=1; }; }
-expect "runs as root" "$(ps -o uid= -p $pid | grep -cx " *0")" 0
+expect "not root" "$(ps -o uid= -p $pid | grep -cvx " *0")" 1
 expect "health" "$(status /health)" 200
 expect "no key" "$(status /v1/models)" 401
 expect "answer" "$(status /v1/completions -H 'Authorization: Bearer SECRET' -H 'Content-Type: application/json' \
