@@ -32,29 +32,10 @@ void __lsan_enable(void) __attribute__((weak));
 /* A byte-level vocabulary with the control tokens of every template; ids from 256 are control. */
 static const cr_tokenizer *vocabulary(void)
 {
-    static const char *const control[] = {"<s>",
-                                          "</s>",
-                                          "<|im_start|>",
-                                          "<|im_end|>",
-                                          "<|start_header_id|>",
-                                          "<|end_header_id|>",
-                                          "<|eot_id|>",
-                                          "<start_of_turn>",
-                                          "<end_of_turn>",
-                                          "[INST]",
-                                          "[/INST]",
-                                          "<|system|>",
-                                          "<|user|>",
-                                          "<|assistant|>",
-                                          "<|end|>"};
     static cr_gguf *g; /* these live as long as the process */
     static cr_tokenizer *t;
     if (!t) {
-        struct vocab v = byte_vocab("gpt-2");
-        for (size_t i = 0; i < sizeof control / sizeof *control; i++)
-            add(&v, control[i], CR_TOKEN_CONTROL, 0);
-        v.bos = 256;
-        v.eos = 257;
+        struct vocab v = chat_vocab(CHAT_MARKS);
         /* Empty arrays point past their end, which LeakSanitizer takes for lost. */
         if (__lsan_disable)
             __lsan_disable();

@@ -15,30 +15,11 @@
 static const char smollm_system[] =
     "You are a helpful AI assistant named SmolLM, trained by Hugging Face";
 
-/* Bytes and the control tokens of make_chat.py; toy2 has more of them. */
+/* The vocabularies toy and toy2 of make_chat.py. */
 static void open_toy(bool toy2, cr_gguf **g, cr_tokenizer **t)
 {
-    static const char *const control[] = {"<s>",
-                                          "</s>",
-                                          "<|im_start|>",
-                                          "<|im_end|>",
-                                          "<|start_header_id|>",
-                                          "<|end_header_id|>",
-                                          "<|eot_id|>",
-                                          "<start_of_turn>",
-                                          "<end_of_turn>",
-                                          "[INST]",
-                                          "[/INST]",
-                                          "<|system|>",
-                                          "<|user|>",
-                                          "<|assistant|>",
-                                          "<|end|>"};
-    struct vocab v = byte_vocab("gpt-2");
+    struct vocab v = chat_vocab(toy2 ? CHAT_MARKS : 9);
     struct cr_error err;
-    for (int i = 0; i < (toy2 ? 15 : 9); i++)
-        add(&v, control[i], CR_TOKEN_CONTROL, 0);
-    v.bos = 256;
-    v.eos = 257;
     assert_int_equal(open_vocab(&v, g, t, &err), CR_OK);
 }
 

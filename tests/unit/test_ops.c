@@ -33,6 +33,7 @@ struct row {
     float x[N], u[N], w[N], c[N], y[N];
     cr_model m;
     float cs[N];
+    bool gelu;
 };
 
 static double weigh(const struct row *r)
@@ -50,19 +51,11 @@ static double norm_value(void *ud)
     return weigh(r);
 }
 
-static double silu_value(void *ud)
+static double gated_value(void *ud)
 {
     struct row *r = ud;
     memcpy(r->y, r->x, sizeof r->y);
-    r->k->silu_mul(r->y, r->u, N);
-    return weigh(r);
-}
-
-static double gelu_value(void *ud)
-{
-    struct row *r = ud;
-    memcpy(r->y, r->x, sizeof r->y);
-    r->k->gelu_mul(r->y, r->u, N);
+    (r->gelu ? r->k->gelu_mul : r->k->silu_mul)(r->y, r->u, N);
     return weigh(r);
 }
 
@@ -100,36 +93,27 @@ static void rmsnorm_gradient(void **state)
         expect("added", fabs((double)twice[i] - 2 * (double)g[i]), 1e-6);
 }
 
-static void silu_gradient(void **state)
+static void gated_gradients(void **state)
 {
     (void)state;
-    struct row r;
-    float dg[N], du[N];
-    start_row(&r);
-    r.x[0] = 30, r.x[1] = -30, r.x[2] = 0;
-    r.t->silu_mul_back(dg, du, r.c, r.x, r.u, N);
-    expect("silu, gate", gradient_error(silu_value, &r, r.x, dg, N, 1e-2, 6), 1e-3);
-    expect("silu, up", gradient_error(silu_value, &r, r.u, du, N, 1e-2, 7), 1e-3);
-    r.x[0] = -200, r.x[1] = 200; /* no overflow far out */
-    r.t->silu_mul_back(dg, du, r.c, r.x, r.u, N);
-    assert_true(fabsf(dg[0]) < 1e-20f && fabsf(du[0]) < 1e-20f);
-    expect("far out", fabs((double)dg[1] - (double)(r.c[1] * r.u[1])), 1e-6);
-}
-
-static void gelu_gradient(void **state)
-{
-    (void)state;
-    struct row r;
-    float dg[N], du[N];
-    start_row(&r);
-    r.x[0] = 30, r.x[1] = -30, r.x[2] = 0;
-    r.t->gelu_mul_back(dg, du, r.c, r.x, r.u, N);
-    expect("gelu, gate", gradient_error(gelu_value, &r, r.x, dg, N, 1e-2, 6), 1e-3);
-    expect("gelu, up", gradient_error(gelu_value, &r, r.u, du, N, 1e-2, 7), 1e-3);
-    r.x[0] = -200, r.x[1] = 200; /* no overflow far out */
-    r.t->gelu_mul_back(dg, du, r.c, r.x, r.u, N);
-    assert_true(fabsf(dg[0]) < 1e-20f && fabsf(du[0]) < 1e-20f);
-    expect("far out", fabs((double)dg[1] - (double)(r.c[1] * r.u[1])), 1e-6);
+    for (int gelu = 0; gelu < 2; gelu++) {
+        struct row r;
+        float dg[N], du[N];
+        start_row(&r);
+        r.gelu = gelu;
+        void (*back)(float *, float *, const float *, const float *, const float *, size_t) =
+            gelu ? r.t->gelu_mul_back : r.t->silu_mul_back;
+        r.x[0] = 30, r.x[1] = -30, r.x[2] = 0;
+        back(dg, du, r.c, r.x, r.u, N);
+        expect(gelu ? "gelu, gate" : "silu, gate",
+               gradient_error(gated_value, &r, r.x, dg, N, 1e-2, 6), 1e-3);
+        expect(gelu ? "gelu, up" : "silu, up", gradient_error(gated_value, &r, r.u, du, N, 1e-2, 7),
+               1e-3);
+        r.x[0] = -200, r.x[1] = 200; /* no overflow far out */
+        back(dg, du, r.c, r.x, r.u, N);
+        assert_true(fabsf(dg[0]) < 1e-20f && fabsf(du[0]) < 1e-20f);
+        expect("far out", fabs((double)dg[1] - (double)(r.c[1] * r.u[1])), 1e-6);
+    }
 }
 
 static void rope_gradient(void **state)
@@ -294,10 +278,9 @@ static void attention_gradient(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rmsnorm_gradient),       cmocka_unit_test(silu_gradient),
-        cmocka_unit_test(gelu_gradient),          cmocka_unit_test(rope_gradient),
-        cmocka_unit_test(cross_entropy_gradient), cmocka_unit_test(attention_forward),
-        cmocka_unit_test(attention_gradient),
+        cmocka_unit_test(rmsnorm_gradient),  cmocka_unit_test(gated_gradients),
+        cmocka_unit_test(rope_gradient),     cmocka_unit_test(cross_entropy_gradient),
+        cmocka_unit_test(attention_forward), cmocka_unit_test(attention_gradient),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
