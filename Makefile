@@ -95,7 +95,7 @@ install: all ## install program, library, header, pkg-config file, man page (PRE
 	@cmake --install build --prefix $(or $(PREFIX),/usr/local)
 
 format: ## let .clang-format decide
-	@clang-format -i include/*.h src/*/*.[ch] cli/*.[ch] tests/*/*.[ch] examples/*.c
+	@clang-format -i include/*.h src/*/*.[ch] cli/*.[ch] tests/*.h tests/*/*.[ch] examples/*.c
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile

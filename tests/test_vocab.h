@@ -64,15 +64,26 @@ static inline struct vocab byte_vocab(const char *pre)
     return v;
 }
 
-/* Bytes, and the first n control tokens of the chat templates from id 256 on: tests/golden/make_chat.py
- * has the same order. */
+/* Bytes, and the first n control tokens of the chat templates from id 256 on:
+ * tests/golden/make_chat.py has the same order. */
 enum { CHAT_MARKS = 15 };
 static inline struct vocab chat_vocab(size_t n)
 {
-    static const char *const marks[CHAT_MARKS] = {
-        "<s>",           "</s>",          "<|im_start|>", "<|im_end|>",      "<|start_header_id|>",
-        "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>", "[INST]",
-        "[/INST]",       "<|system|>",    "<|user|>",     "<|assistant|>",   "<|end|>"};
+    static const char *const marks[CHAT_MARKS] = {"<s>",
+                                                  "</s>",
+                                                  "<|im_start|>",
+                                                  "<|im_end|>",
+                                                  "<|start_header_id|>",
+                                                  "<|end_header_id|>",
+                                                  "<|eot_id|>",
+                                                  "<start_of_turn>",
+                                                  "<end_of_turn>",
+                                                  "[INST]",
+                                                  "[/INST]",
+                                                  "<|system|>",
+                                                  "<|user|>",
+                                                  "<|assistant|>",
+                                                  "<|end|>"};
     struct vocab v = byte_vocab("gpt-2");
     for (size_t i = 0; i < n; i++)
         add(&v, marks[i], CR_TOKEN_CONTROL, 0);
