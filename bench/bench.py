@@ -90,10 +90,11 @@ def spread(samples):
             "busy": len(values) - min(len(quiet), len(values))}
 
 
-def speed_table(model, threads, rounds):
+def collect(rounds, runners):
+    """runners: name -> function that gives {row: value or None}, quiet. Returns {row: {name: spread}}."""
     samples, failed = {}, set()
     for _ in range(rounds):
-        for name, fn in runners(model, threads).items():
+        for name, fn in runners.items():
             if name in failed:
                 continue
             try:
@@ -102,10 +103,10 @@ def speed_table(model, threads, rounds):
                 print(f"{name}: {e}", file=sys.stderr)
                 failed.add(name)
                 continue
-            for what, v in values.items():
+            for row, v in values.items():
                 if v is not None:
-                    samples.setdefault(what, {}).setdefault(name, []).append((v, quiet))
-    return {what: {name: spread(s) for name, s in by.items()} for what, by in samples.items()}
+                    samples.setdefault(row, {}).setdefault(name, []).append((v, quiet))
+    return {row: {name: spread(s) for name, s in by.items()} for row, by in samples.items()}
 
 
 def start_table(model, rounds):
@@ -192,7 +193,7 @@ def main():
     for m in a.models or [small]:
         for threads in (int(t) for t in a.threads.split(",")):
             name = f"{os.path.basename(m)}, {threads} thread{'s' * (threads > 1)}"
-            table = result["speed"][name] = speed_table(m, threads, a.rounds)
+            table = result["speed"][name] = collect(a.rounds, runners(m, threads))
             svg(re.sub(r"\.json$", "", a.out) + "-" + re.sub(r"[^a-z0-9_]+", "-", name.lower()) + ".svg", name, table)
             print(name)
             for what in table:

@@ -21,28 +21,10 @@ import os
 import sys
 import tempfile
 
-from bench import CRAYON, HUGE, ROOT, machine, run, spread
+from bench import CRAYON, HUGE, ROOT, collect, machine, run, spread
 
 ANSWER = 24
 ENGINE, BLEND = (os.path.join(os.path.dirname(CRAYON), p) for p in ("bench_engine", "bench_blend"))
-
-
-def collect(rounds, runners):
-    """runners: name -> function that gives {row: value}, quiet. Returns {row: {name: spread}}."""
-    samples, failed = {}, set()
-    for _ in range(rounds):
-        for name, fn in runners.items():
-            if name in failed:
-                continue
-            try:
-                values, quiet = fn()
-            except (RuntimeError, ValueError) as e:
-                print(f"{name}: {e}", file=sys.stderr)
-                failed.add(name)
-                continue
-            for row, v in values.items():
-                samples.setdefault(row, {}).setdefault(name, []).append((v, quiet))
-    return {row: {name: spread(s) for name, s in by.items()} for row, by in samples.items()}
 
 
 # ---- contexts ----

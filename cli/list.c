@@ -13,7 +13,6 @@
 
 #include <dirent.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -89,9 +88,12 @@ static void add_file(struct cr_facts *f, const char *dir, const char *name)
     struct cr_error err;
     struct stat sb;
     cr_gguf *g;
-    bool gguf = ends(name, ".gguf");
     char *path = cr_asprintf("%s/%s", dir, name);
-    if (path && !stat(path, &sb) && S_ISREG(sb.st_mode) && gguf) {
+    if (!path || stat(path, &sb)) { /* a link to nothing, or gone meanwhile */
+        cr_free(path);
+        return;
+    }
+    if (S_ISREG(sb.st_mode) && ends(name, ".gguf")) {
         if (cr_gguf_open(&g, path, &err)) {
             size_t n = strlen(path); /* messages begin with the path */
             const char *why = strncmp(err.msg, path, n) ? err.msg : err.msg + n + 2;
@@ -105,20 +107,15 @@ static void add_file(struct cr_facts *f, const char *dir, const char *name)
             cr_free(stem);
             cr_gguf_close(g);
         }
-    } else if (path && !stat(path, &sb) && ends(name, ".part")) {
+    } else if (ends(name, ".part")) {
         add_row(f, name, "unfinished", (uint64_t)sb.st_size, "the same `crayon pull` goes on");
-    } else if (path && S_ISDIR(sb.st_mode)) {
+    } else if (S_ISDIR(sb.st_mode)) {
         char *config = cr_asprintf("%s/adapter_config.json", path);
         if (config && !stat(config, &sb))
             add_row(f, name, cr_info_kind_name(CR_INFO_PEFT), (uint64_t)sb.st_size, "PEFT folder");
         cr_free(config);
     }
     cr_free(path);
-}
-
-static int by_name(const void *a, const void *b)
-{
-    return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
 void cr_list_models(struct cr_facts *f)
@@ -131,8 +128,7 @@ void cr_list_models(struct cr_facts *f)
     for (struct dirent *e; d && (e = readdir(d)) != NULL;)
         if (e->d_name[0] != '.' && cr_paths_add(&names, e->d_name, &err))
             break;
-    if (names.n)
-        qsort(names.v, names.n, sizeof *names.v, by_name);
+    cr_paths_sort(&names, 0);
     cr_facts_list(f, "models", "models in that folder");
     for (size_t i = 0; i < names.n; i++)
         add_file(f, dir, names.v[i]);

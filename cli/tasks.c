@@ -99,6 +99,12 @@ static int by_name(const void *a, const void *b)
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
+void cr_paths_sort(struct cr_paths *p, size_t first)
+{
+    if (p->n > first)
+        qsort(p->v + first, p->n - first, sizeof *p->v, by_name);
+}
+
 /* Adds the data files of a folder that have the split; split -1: those without any. */
 static enum cr_status add_from(struct cr_paths *out, const char *dir, int split,
                                struct cr_error *err)
@@ -117,8 +123,7 @@ static enum cr_status add_from(struct cr_paths *out, const char *dir, int split,
         cr_free(path);
     }
     closedir(d);
-    if (out->n > first)
-        qsort(out->v + first, out->n - first, sizeof *out->v, by_name);
+    cr_paths_sort(out, first);
     return st;
 }
 

@@ -19,6 +19,8 @@ struct cr_paths {
 enum cr_status cr_task_paths(struct cr_paths *out, const struct cr_args *a, const char *split,
                              struct cr_error *err);
 enum cr_status cr_paths_add(struct cr_paths *p, const char *path, struct cr_error *err);
+/* Those from `first` on, by name. */
+void cr_paths_sort(struct cr_paths *p, size_t first);
 void cr_paths_deinit(struct cr_paths *p);
 /* "arc_easy" of "data/arc_easy.test.jsonl.xz": file name without split and endings. Free with
  * cr_free; NULL: out of memory. */
