@@ -28,7 +28,7 @@ static void score(cr_model *m, const cr_pool *pool, const struct cr_examples *ex
     struct cr_error err;
     cr_scorer *scorer;
     cr_session *s;
-    die_if(cr_scorer_new(&scorer, m, examples->v, examples->n, &err), &err);
+    die_if(cr_scorer_new(&scorer, m, NULL, examples->v, examples->n, &err), &err);
     size_t n = cr_scorer_n_tokens(scorer);
     int32_t *ids = cr_alloc(n, sizeof *ids);
     for (size_t i = 0; i < n; i++)

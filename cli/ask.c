@@ -3,8 +3,8 @@
 #include "ask.h"
 
 #include "adapt/palette.h"
-#include "adapt/prompt.h"
 #include "base/mem.h"
+#include "messages.h"
 
 #include <string.h>
 
@@ -45,15 +45,30 @@ static enum cr_status chat_ids(const struct cr_setup *s, const char *system, con
     return cr_chat_tokenize(s->model, messages, k, true, ids, n, err);
 }
 
+static enum cr_status task_ids(const struct cr_setup *s, const struct cr_example *e, size_t room,
+                               struct cr_ids *ids, struct cr_error *err)
+{
+    const struct cr_worked *w = s->palette ? &s->palette->worked_ids : NULL;
+    size_t used;
+    enum cr_status st = cr_prompt_encode(s->model, e, ids, err);
+    if (!st)
+        st = cr_worked_put(w, s->model, room, ids, 0, &used, err);
+    if (!st && w && used < w->n)
+        cr_note("%zu of %zu worked examples fit beside the question: the context has room for %zu "
+                "tokens of prompt",
+                used, w->n, room);
+    return st;
+}
+
 enum cr_status cr_form_ids(const struct cr_setup *s, enum cr_form form, const char *system,
-                           const struct cr_example *e, int32_t **ids, size_t *n,
+                           const struct cr_example *e, size_t room, int32_t **ids, size_t *n,
                            struct cr_error *err)
 {
     *ids = NULL;
     *n = 0;
     if (form == CR_FORM_TASK) {
         struct cr_ids list = {0};
-        enum cr_status st = cr_prompt_encode(s->model, e, &list, err);
+        enum cr_status st = task_ids(s, e, room, &list, err);
         *ids = list.v;
         *n = list.n;
         return st;

@@ -20,10 +20,11 @@ enum cr_form {
 enum cr_form cr_form_of(const struct cr_args *a, const struct cr_setup *s);
 /* Of --temp and the like. In the task form the temperature is 0 unless given. */
 struct cr_sampling cr_sampling_of(const struct cr_args *a, enum cr_form form);
-/* The example's question (and context) as the form has it. system may be NULL. Free *ids with
- * cr_free. */
+/* The example's question (and context) as the form has it. system may be NULL. The task form puts
+ * the palette's worked examples in front, as many as `room` tokens hold with the question, and says
+ * so where that is not all of them. Free *ids with cr_free. */
 enum cr_status cr_form_ids(const struct cr_setup *s, enum cr_form form, const char *system,
-                           const struct cr_example *e, int32_t **ids, size_t *n,
+                           const struct cr_example *e, size_t room, int32_t **ids, size_t *n,
                            struct cr_error *err);
 
 #endif

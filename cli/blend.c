@@ -4,7 +4,8 @@
  * named and timed, so that Ctrl-C keeps the best so far: instant (q_x, no model run), measured
  * (middle view), refined (labels, gradient-free), tuned (gradient steps, when asked for). Part of
  * the user's lines is held out to measure before and after; tuning that does not beat the blend
- * there is dropped, and for a blend that does not help the palette keeps the base model.
+ * there is dropped, and for a blend that does not help the palette keeps the base model. Worked
+ * examples in front of each question are kept where they beat that.
  */
 #include "adapt/blend.h"
 
@@ -29,6 +30,7 @@
 enum {
     MIN_LABELLED = 4, /* fewer answers are not split: there would be nothing to measure with */
     MAX_HELD_OUT = 200,
+    MIN_HELD_OUT_WORKED = 4, /* fewer say nothing about worked examples (docs/evidence.md) */
 };
 
 struct blend {
@@ -46,7 +48,12 @@ struct blend {
     double apply_ms;
     struct cr_tuned tuned;
     struct cr_measure before, after, after_tuning;
-    bool measured, helps, tuning_helps; /* more than the blend */
+    struct cr_example worked[CR_WORKED_MAX]; /* [n_worked] tried in front of each question */
+    size_t n_worked;
+    struct cr_worked worked_ids;
+    struct cr_measure worked_base, worked_blend;
+    bool measured, helps, tuning_helps;          /* more than the blend */
+    bool worked_measured, worked_helps, on_base; /* worked examples help; most, on the base model */
     struct cr_progress line;
     struct cr_error err;
 };
@@ -227,7 +234,8 @@ static bool stop_now(void *ud)
     return cr_interrupted();
 }
 
-static enum cr_status measure_one(struct blend *b, cr_scorer *scorer, const cr_delta *delta,
+static enum cr_status measure_one(struct blend *b, cr_scorer *scorer,
+                                  const struct cr_worked *worked, const cr_delta *delta,
                                   const char *what, struct cr_measure *m)
 {
     const struct cr_example_score *scores;
@@ -244,7 +252,7 @@ static enum cr_status measure_one(struct blend *b, cr_scorer *scorer, const cr_d
     if (st)
         return st;
     cr_session_set_delta(s, delta);
-    st = cr_measure_f1(s, b->held, b->n_held, &m->f1, stop_now, NULL, &b->err);
+    st = cr_measure_f1(s, worked, b->held, b->n_held, &m->f1, stop_now, NULL, &b->err);
     cr_session_free(s);
     return st;
 }
@@ -265,6 +273,67 @@ static const struct cr_measure *kept(const struct blend *b)
     return b->tuning_helps ? &b->after_tuning : &b->after;
 }
 
+/* The same with worked examples, where the palette would keep those. */
+static const struct cr_measure *outcome(const struct blend *b)
+{
+    return !b->worked_helps ? kept(b) : b->on_base ? &b->worked_base : &b->worked_blend;
+}
+
+static bool keeps_blend(const struct blend *b)
+{
+    return b->worked_helps ? !b->on_base : b->helps;
+}
+
+/* The first of the examples that have answers, as many as a palette keeps and as take at most half
+ * of the context. */
+static enum cr_status choose_worked(struct blend *b)
+{
+    size_t most = (size_t)cr_arg_int(b->a, CR_OPT_WORKED), bytes = 0,
+           half = (size_t)cr_model_info(b->setup.model)->n_ctx_train / 2;
+    for (size_t i = 0; i < b->n_used && b->n_worked < most; i++) {
+        const struct cr_example *e = &b->used[i];
+        if (!is_labelled(e) || !e->answer[0])
+            continue;
+        bytes += cr_palette_worked_bytes(e);
+        if (bytes > CR_PALETTE_WORKED_BYTES)
+            break;
+        b->worked[b->n_worked++] = *e;
+    }
+    enum cr_status st =
+        cr_worked_init(&b->worked_ids, b->setup.model, b->worked, b->n_worked, &b->err);
+    while (!st && b->n_worked && b->worked_ids.ids.n > half) {
+        cr_worked_deinit(&b->worked_ids);
+        st = cr_worked_init(&b->worked_ids, b->setup.model, b->worked, --b->n_worked, &b->err);
+    }
+    return st;
+}
+
+/* The blend or the tuned blend, and the base model, each with the worked examples. They help where
+ * more lines are right than without them; ties stay with the shorter prompt. */
+static enum cr_status measure_worked(struct blend *b)
+{
+    cr_scorer *scorer = NULL;
+    if (b->level == CR_LEVEL_INSTANT || b->n_held < MIN_HELD_OUT_WORKED)
+        return CR_OK;
+    enum cr_status st = choose_worked(b);
+    if (st || !b->n_worked)
+        return st;
+    const cr_delta *delta = b->tuning_helps ? b->tuned.delta : b->delta;
+    st = cr_scorer_new(&scorer, b->setup.model, &b->worked_ids, b->held, b->n_held, &b->err);
+    if (!st)
+        st = measure_one(b, scorer, &b->worked_ids, delta, "worked examples", &b->worked_blend);
+    if (!st)
+        st = measure_one(b, scorer, &b->worked_ids, NULL, "on the base model", &b->worked_base);
+    cr_scorer_free(scorer);
+    if (st)
+        return st;
+    b->worked_measured = true;
+    b->on_base = b->worked_base.accuracy > b->worked_blend.accuracy;
+    b->worked_helps = (b->on_base ? &b->worked_base : &b->worked_blend)->accuracy >
+                      (b->helps ? kept(b) : &b->before)->accuracy;
+    return CR_OK;
+}
+
 static enum cr_status measure(struct blend *b)
 {
     cr_scorer *scorer;
@@ -272,27 +341,33 @@ static enum cr_status measure(struct blend *b)
     b->tuning_helps = b->tuned.pool != NULL;
     if (!b->n_held)
         return CR_OK;
-    enum cr_status st = cr_scorer_new(&scorer, b->setup.model, b->held, b->n_held, &b->err);
+    enum cr_status st = cr_scorer_new(&scorer, b->setup.model, NULL, b->held, b->n_held, &b->err);
     if (st)
         return st;
     if (cr_scorer_n_cut(scorer))
         cr_warn("%zu held-out prompts are longer than the context and lost their beginning",
                 cr_scorer_n_cut(scorer));
-    st = measure_one(b, scorer, NULL, "before", &b->before);
+    st = measure_one(b, scorer, NULL, NULL, "before", &b->before);
     if (!st)
-        st = measure_one(b, scorer, b->delta, "after", &b->after);
+        st = measure_one(b, scorer, NULL, b->delta, "after", &b->after);
     if (!st && b->tuned.pool)
-        st = measure_one(b, scorer, b->tuned.delta, "tuned", &b->after_tuning);
+        st = measure_one(b, scorer, NULL, b->tuned.delta, "tuned", &b->after_tuning);
     cr_scorer_free(scorer);
     if (st == CR_CANCELLED) {
         cr_note("stopped before the held-out lines were measured");
         return CR_OK;
     }
     b->measured = !st;
-    if (!st && b->tuned.pool)
+    if (st)
+        return st;
+    if (b->tuned.pool)
         b->tuning_helps = is_better(&b->after_tuning, &b->after);
-    if (!st)
-        b->helps = is_better(kept(b), &b->before);
+    b->helps = is_better(kept(b), &b->before);
+    st = measure_worked(b);
+    if (st == CR_CANCELLED) {
+        cr_note("stopped before worked examples were measured");
+        return CR_OK;
+    }
     return st;
 }
 
@@ -327,7 +402,7 @@ static enum cr_status write_palette(struct blend *b, const char *path)
     const struct cr_blend_result *r = &b->result;
     const char *name = cr_arg_text(b->a, CR_OPT_NAME);
     float one = 1;
-    bool tuned = b->helps && b->tuning_helps;
+    bool blended = keeps_blend(b), tuned = blended && b->tuning_helps;
     enum cr_status st = tuned ? cr_tuned_keep(&b->tuned, &b->err) : CR_OK;
     if (st)
         return st;
@@ -343,12 +418,12 @@ static enum cr_status write_palette(struct blend *b, const char *path)
         .base_name = (char *)cr_model_info(b->setup.model)->name,
         .pool_hash = tuned ? b->tuned.pool->hash : b->pool->hash,
         .pool_path = pool_path,
-        .n = tuned      ? 1
-             : b->helps ? r->n
-                        : 0,
-        .weights = tuned      ? &one
-                   : b->helps ? r->weights
-                              : NULL,
+        .n = tuned     ? 1
+             : blended ? r->n
+                       : 0,
+        .weights = tuned     ? &one
+                   : blended ? r->weights
+                             : NULL,
         .solver = b->opt.solver,
         .level = b->level,
         .view = b->opt.view,
@@ -361,15 +436,18 @@ static enum cr_status write_palette(struct blend *b, const char *path)
         .n_examples = (int)b->n_used,
         .n_held_out = (int)b->n_held,
         .before = b->measured ? (float)b->before.accuracy : NAN,
-        .after = b->measured ? (float)kept(b)->accuracy : NAN,
+        .after = b->measured ? (float)outcome(b)->accuracy : NAN,
         .loss_before = b->measured ? (float)b->before.loss : NAN,
-        .loss_after = b->measured ? (float)kept(b)->loss : NAN,
+        .loss_after = b->measured ? (float)outcome(b)->loss : NAN,
         .metric = !b->measured ? (char *)""
                   : choices    ? (char *)"accuracy"
                                : (char *)"exact",
         .created = created,
+        .worked = {.v = b->worked, .n = b->worked_helps ? b->n_worked : 0},
     };
     st = cr_palette_write(&p, path, &b->err);
+    if (!st && b->worked_helps)
+        cr_note("the palette keeps %zu of your examples as text", b->n_worked);
     cr_free(pool_path);
     return st;
 }
@@ -399,6 +477,12 @@ static void measure_facts(struct cr_facts *f, const char *key, const struct cr_m
 
 static const char *verdict(const struct blend *b)
 {
+    if (b->worked_helps && b->on_base)
+        return "worked examples help most without the blend: the palette keeps them and the base "
+               "model";
+    if (b->worked_helps)
+        return b->tuning_helps ? "the tuned blend helps most behind worked examples"
+                               : "the blend helps most behind worked examples";
     if (!b->measured)
         return b->n_held ? "not measured: stopped" : "not measured: no line is held out";
     if (!b->helps)
@@ -458,11 +542,16 @@ static int report(struct blend *b, const char *path)
         measure_facts(&f, "after", &b->after);
         if (b->tuned.pool)
             measure_facts(&f, "after_tuning", &b->after_tuning);
+        if (b->worked_measured) {
+            measure_facts(&f, "worked_blend", &b->worked_blend);
+            measure_facts(&f, "worked_base", &b->worked_base);
+        }
         if (f.json)
-            cr_json_bool(&f.j, "helps", b->helps);
+            cr_json_bool(&f.j, "helps", keeps_blend(b));
     }
     if (b->tuned.pool)
         tuned_facts(&f, b);
+    cr_fact_int(&f, "worked_examples", b->worked_helps ? (long long)b->n_worked : 0);
     cr_fact_str(&f, "verdict", verdict(b));
     cr_fact_str(&f, "palette", path);
     cr_fact_int(&f, "palette_bytes", stat(path, &sb) ? 0 : (long long)sb.st_size);
@@ -513,6 +602,7 @@ int cr_cli_blend(const struct cr_args *a)
     if (!st)
         st = write_palette(&b, path);
     int code = st ? cr_fail(&b.err) : report(&b, path);
+    cr_worked_deinit(&b.worked_ids);
     cr_tuned_deinit(&b.tuned);
     cr_delta_free(b.delta);
     cr_blend_result_deinit(&b.result);

@@ -21,6 +21,8 @@ struct evaluation {
     const struct cr_eval_task *task;
     size_t at, row;
     cr_scorer *test, *examples; /* examples: made when a row needs labels */
+    cr_scorer *behind;          /* test behind the worked examples of a row: made when needed */
+    struct cr_worked shown;     /* the task's examples for --worked: made when needed */
     float *embedding[2];        /* by view: [n_examples, dim], made when needed */
 };
 
@@ -99,8 +101,8 @@ static enum cr_status solve(struct evaluation *v, const struct cr_eval_row *row,
     if (row->pool->index.n_entries)
         st = unit_of(v, row->pool, row->view, &unit);
     if (!st && row->solver >= CR_SOLVE_PICK && !v->examples)
-        st = cr_scorer_new(&v->examples, v->e.setup.model, v->task->examples, v->task->n_examples,
-                           &v->err);
+        st = cr_scorer_new(&v->examples, v->e.setup.model, NULL, v->task->examples,
+                           v->task->n_examples, &v->err);
     if (!st)
         st = cr_blend_solve(row->pool, &o, unit, v->task->n_examples, v->examples, &r, &v->err);
     cr_free(unit);
@@ -151,9 +153,41 @@ static enum cr_status delta_of(struct evaluation *v, const struct cr_eval_row *r
     return st;
 }
 
+/* The first of the task's examples that have an answer. */
+static enum cr_status show_examples(struct evaluation *v)
+{
+    struct cr_example shown[CR_WORKED_MAX];
+    size_t n = 0, most = (size_t)cr_arg_int(v->e.a, CR_OPT_WORKED);
+    for (size_t i = 0; i < v->task->n_examples && n < most; i++)
+        if (v->task->examples[i].answer && v->task->examples[i].answer[0])
+            shown[n++] = v->task->examples[i];
+    return cr_worked_init(&v->shown, v->e.setup.model, shown, n, &v->err);
+}
+
+/* The test rows as the row puts them, and what stands in front of them. */
+static enum cr_status scorer_of(struct evaluation *v, const struct cr_eval_row *row,
+                                cr_scorer **out, const struct cr_worked **worked)
+{
+    *worked = row->shown ? &v->shown : &row->worked;
+    *out = v->test;
+    if (!row->shown && !row->worked.n)
+        return CR_OK;
+    enum cr_status st = row->shown && !v->shown.n ? show_examples(v) : CR_OK;
+    cr_scorer_free(v->behind);
+    v->behind = NULL;
+    if (!st)
+        st = cr_scorer_new(&v->behind, v->e.setup.model, *worked, v->task->test, v->task->n_test,
+                           &v->err);
+    *out = v->behind;
+    v->e.n_left_out += st ? 0 : cr_scorer_n_left_out(v->behind);
+    return st;
+}
+
 static enum cr_status run_row(struct evaluation *v, const struct cr_eval_row *row,
                               struct cr_eval_cell *cell)
 {
+    cr_scorer *scorer = NULL;
+    const struct cr_worked *worked;
     const struct cr_example_score *scores;
     const cr_delta *delta;
     cr_delta *owned;
@@ -164,18 +198,20 @@ static enum cr_status run_row(struct evaluation *v, const struct cr_eval_row *ro
     if (!st && !(cell->correct = cr_alloc0(v->task->n_test, 1)))
         st = no_memory(v);
     if (!st)
-        st = cr_scorer_run(v->test, delta, &scores, on_score, v, &v->err);
+        st = scorer_of(v, row, &scorer, &worked);
+    if (!st)
+        st = cr_scorer_run(scorer, delta, &scores, on_score, v, &v->err);
     if (!st) {
         cr_measure_scores(scores, v->task->n_test, &cell->m, cell->correct);
-        v->e.n_tokens += cr_scorer_n_tokens(v->test);
+        v->e.n_tokens += cr_scorer_n_tokens(scorer);
     }
     if (!st && cell->m.n_short && cr_arg_flag(v->e.a, CR_OPT_F1)) {
         cr_session *s;
         st = cr_session_new(&s, v->e.setup.model, 0, &v->err);
         if (!st) {
             cr_session_set_delta(s, delta);
-            st =
-                cr_measure_f1(s, v->task->test, v->task->n_test, &cell->m.f1, stop_now, v, &v->err);
+            st = cr_measure_f1(s, worked, v->task->test, v->task->n_test, &cell->m.f1, stop_now, v,
+                               &v->err);
         }
         cr_session_free(s);
     }
@@ -188,7 +224,7 @@ static enum cr_status run_task(struct evaluation *v, size_t at)
     v->at = at;
     v->task = &v->e.tasks.v[at];
     enum cr_status st =
-        cr_scorer_new(&v->test, v->e.setup.model, v->task->test, v->task->n_test, &v->err);
+        cr_scorer_new(&v->test, v->e.setup.model, NULL, v->task->test, v->task->n_test, &v->err);
     if (!st)
         v->e.n_cut += cr_scorer_n_cut(v->test);
     for (v->row = 0; !st && v->row < v->e.rows.n; v->row++) {
@@ -199,7 +235,9 @@ static enum cr_status run_task(struct evaluation *v, size_t at)
     }
     cr_scorer_free(v->test);
     cr_scorer_free(v->examples);
-    v->test = v->examples = NULL;
+    cr_scorer_free(v->behind);
+    cr_worked_deinit(&v->shown);
+    v->test = v->examples = v->behind = NULL;
     for (int i = 0; i < 2; i++) {
         cr_free(v->embedding[i]);
         v->embedding[i] = NULL;

@@ -51,7 +51,9 @@ struct cr_eval_row {
     enum cr_solver solver;
     enum cr_view view;
     int single;
-    cr_delta *delta; /* of DELTA; owned */
+    cr_delta *delta;         /* of DELTA; owned */
+    struct cr_worked worked; /* of a palette, or none; owned */
+    bool shown;              /* the task's own examples stand in front (--worked); delta borrowed */
 };
 
 struct cr_eval_rows {
@@ -63,7 +65,7 @@ struct cr_eval_rows {
 };
 
 /* The rows that the options ask for: base; each --adapter; --palette; of --pool uniform, singles,
- * solvers and oracle; each --row NAME=FILE[:HOW]. */
+ * solvers and oracle; each --row NAME=FILE[:HOW]; with --worked each of them once more. */
 enum cr_status cr_eval_rows_make(struct cr_eval_rows *r, const struct cr_args *a,
                                  struct cr_setup *s, struct cr_error *err);
 void cr_eval_rows_deinit(struct cr_eval_rows *r);
@@ -80,10 +82,10 @@ struct cr_eval {
     struct cr_setup setup;
     struct cr_eval_tasks tasks;
     struct cr_eval_rows rows;
-    struct cr_eval_cell *cells; /* [tasks.n * rows.n], row index innermost */
-    size_t n_done;              /* tasks with all their cells */
-    size_t against;             /* row that the others are compared with */
-    size_t n_tokens, n_cut;
+    struct cr_eval_cell *cells;         /* [tasks.n * rows.n], row index innermost */
+    size_t n_done;                      /* tasks with all their cells */
+    size_t against;                     /* row that the others are compared with */
+    size_t n_tokens, n_cut, n_left_out; /* prompts cut; worked examples that did not fit */
     double seconds;
     char **groups; /* [n_groups] borrowed names, in order of appearance */
     size_t n_groups;

@@ -214,6 +214,7 @@ static int print_json(const struct report *r)
     cr_json_bool(&j, "complete", e->n_done == e->tasks.n);
     cr_json_uint(&j, "tokens", e->n_tokens);
     cr_json_uint(&j, "prompts_cut", e->n_cut);
+    cr_json_uint(&j, "worked_left_out", e->n_left_out);
     cr_json_fixed(&j, "seconds", e->seconds, 1);
     cr_json_str(&j, "against", e->rows.v[e->against].name);
     cr_json_open(&j, "groups", '{');
@@ -327,6 +328,8 @@ int cr_eval_report(struct cr_eval *e)
     char peak[16];
     if (e->n_cut)
         cr_warn("%zu prompts were longer than the context and lost their beginning", e->n_cut);
+    if (e->n_left_out)
+        cr_warn("%zu worked examples did not fit the context beside their question", e->n_left_out);
     cr_note("%zu tokens in %.1f s, %.1f tok/s, peak %s", e->n_tokens, e->seconds,
             e->seconds > 0 ? (double)e->n_tokens / e->seconds : 0,
             cr_bytes_text(cr_peak_bytes(), peak));

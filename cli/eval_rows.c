@@ -17,7 +17,7 @@ static enum cr_status no_memory(struct cr_error *err)
     return cr_error_set(err, CR_NO_MEMORY, "out of memory");
 }
 
-/* Takes over row.name and row.delta. */
+/* Takes over row.name, row.worked and row.delta. */
 static enum cr_status add(struct cr_eval_rows *r, struct cr_eval_row row, struct cr_error *err)
 {
     enum cr_status st = row.name ? CR_OK : no_memory(err);
@@ -38,7 +38,9 @@ static enum cr_status add(struct cr_eval_rows *r, struct cr_eval_row row, struct
     }
     if (st) {
         cr_free(row.name);
-        cr_delta_free(row.delta);
+        cr_worked_deinit(&row.worked);
+        if (!row.shown)
+            cr_delta_free(row.delta);
         return st;
     }
     r->v[r->n++] = row;
@@ -123,10 +125,29 @@ static enum cr_status add_palette(struct cr_eval_rows *r, cr_model *m, const cha
         if (!st)
             st = cr_palette_delta(&delta, p, pool, err);
     }
+    struct cr_eval_row row = {.kind = CR_EVAL_DELTA, .delta = delta};
+    if (!st) {
+        row.name = cr_strdup("palette");
+        row.worked = p->worked_ids;
+        p->worked_ids = (struct cr_worked){0};
+    }
     cr_palette_close(p);
-    if (st)
-        return st;
-    return add(r, (struct cr_eval_row){cr_strdup("palette"), CR_EVAL_DELTA, .delta = delta}, err);
+    return st ? st : add(r, row, err);
+}
+
+/* Each row once more, with the task's examples in front; one that has some keeps its own. */
+static enum cr_status add_shown(struct cr_eval_rows *r, int n_worked, struct cr_error *err)
+{
+    enum cr_status st = CR_OK;
+    for (size_t i = 0, n = n_worked ? r->n : 0; !st && i < n; i++) {
+        struct cr_eval_row row = r->v[i];
+        if (row.worked.n)
+            continue;
+        row.name = cr_asprintf("%s, %d worked", row.name, n_worked);
+        row.shown = true;
+        st = add(r, row, err);
+    }
+    return st;
 }
 
 /* ---- rows of a pool ---- */
@@ -314,14 +335,16 @@ enum cr_status cr_eval_rows_make(struct cr_eval_rows *r, const struct cr_args *a
     texts = cr_arg_texts(a, CR_OPT_ROW, &n);
     for (size_t i = 0; !st && i < n; i++)
         st = add_given(r, s->model, texts[i], err);
-    return st;
+    return st ? st : add_shown(r, cr_arg_int(a, CR_OPT_WORKED), err);
 }
 
 void cr_eval_rows_deinit(struct cr_eval_rows *r)
 {
     for (size_t i = 0; i < r->n; i++) {
         cr_free(r->v[i].name);
-        cr_delta_free(r->v[i].delta);
+        cr_worked_deinit(&r->v[i].worked);
+        if (!r->v[i].shown)
+            cr_delta_free(r->v[i].delta);
     }
     for (size_t i = 0; i < r->n_pools; i++) {
         cr_pool_close(r->pools[i]);

@@ -375,6 +375,7 @@ static enum cr_status palette_facts(struct cr_facts *f, const char *path, struct
     cr_fact_real(f, "after", (double)p->after);
     cr_fact_real(f, "loss_before", (double)p->loss_before);
     cr_fact_real(f, "loss_after", (double)p->loss_after);
+    cr_fact_int(f, "worked_examples", (long long)p->worked.n);
     cr_fact_int(f, "calibration_rows", p->calibration.n_rows);
     if (f->json)
         cr_json_floats(&f->j, "weights", p->weights, (size_t)p->n);

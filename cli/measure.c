@@ -2,7 +2,6 @@
 /* Accuracy, loss and F1 of rows. */
 #include "measure.h"
 
-#include "adapt/prompt.h"
 #include "base/mem.h"
 
 #include <math.h>
@@ -127,7 +126,8 @@ static bool on_text(void *ud, const char *text, size_t len)
     return !r->cancelled || !r->cancelled(r->ud);
 }
 
-static enum cr_status f1_row(cr_session *s, const struct cr_example *e, struct reply *r, double *f1,
+static enum cr_status f1_row(cr_session *s, const struct cr_worked *worked,
+                             const struct cr_example *e, struct reply *r, double *f1,
                              struct cr_error *err)
 {
     static const char *const stop[] = {"\n"};
@@ -135,6 +135,9 @@ static enum cr_status f1_row(cr_session *s, const struct cr_example *e, struct r
     struct cr_generated out;
     size_t room = (size_t)cr_session_ctx(s);
     enum cr_status st = cr_prompt_encode(cr_session_model(s), e, &ids, err);
+    if (!st)
+        st = cr_worked_put(worked, cr_session_model(s), cr_worked_room((int)room, MAX_NEW), &ids, 0,
+                           NULL, err);
     r->n = 0;
     r->text[0] = '\0';
     if (!st && ids.n) {
@@ -165,7 +168,8 @@ static enum cr_status f1_row(cr_session *s, const struct cr_example *e, struct r
     return CR_OK;
 }
 
-enum cr_status cr_measure_f1(cr_session *s, const struct cr_example *e, size_t n, double *f1,
+enum cr_status cr_measure_f1(cr_session *s, const struct cr_worked *worked,
+                             const struct cr_example *e, size_t n, double *f1,
                              bool (*cancelled)(void *ud), void *ud, struct cr_error *err)
 {
     struct reply r = {.cancelled = cancelled, .ud = ud};
@@ -176,7 +180,7 @@ enum cr_status cr_measure_f1(cr_session *s, const struct cr_example *e, size_t n
         double one = 0;
         if (e[i].n_choices || !e[i].answer)
             continue;
-        st = f1_row(s, &e[i], &r, &one, err);
+        st = f1_row(s, worked, &e[i], &r, &one, err);
         sum += one;
         count++;
     }

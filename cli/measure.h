@@ -18,9 +18,11 @@ struct cr_measure {
 void cr_measure_scores(const struct cr_example_score *scores, size_t n, struct cr_measure *m,
                        uint8_t *correct);
 /* Generates the answers of rows without options (greedy, to the end of the line, at most 32 tokens)
- * under the session's delta; *f1 is the mean of cr_token_f1, NAN when there are no such rows.
- * CR_CANCELLED when cancelled (may be NULL) says so. */
-enum cr_status cr_measure_f1(cr_session *s, const struct cr_example *e, size_t n, double *f1,
+ * under the session's delta, behind the worked examples that fit (NULL: none); *f1 is the mean of
+ * cr_token_f1, NAN when there are no such rows. CR_CANCELLED when cancelled (may be NULL) says so.
+ */
+enum cr_status cr_measure_f1(cr_session *s, const struct cr_worked *worked,
+                             const struct cr_example *e, size_t n, double *f1,
                              bool (*cancelled)(void *ud), void *ud, struct cr_error *err);
 /* SQuAD's F1 of two texts: words in lower case without punctuation and English articles, as
  * multisets; the best over `want` [n]. Two texts without words are equal. */

@@ -98,6 +98,7 @@ enum cr_opt {
     CR_OPT_EVALS,
     CR_OPT_HELD_OUT,
     CR_OPT_SHOTS,
+    CR_OPT_WORKED,
     CR_OPT_LIMIT,
     CR_OPT_SOLVERS,
     CR_OPT_SINGLES,

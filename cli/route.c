@@ -93,8 +93,9 @@ enum cr_status cr_device_answer(struct cr_device *d, const struct cr_example *e,
     struct cr_generated stats;
     size_t n;
     cr_signals_init(out);
+    size_t room = cr_worked_room(cr_session_ctx(d->session), cr_arg_int(d->a, CR_OPT_MAX_TOKENS));
     enum cr_status st =
-        cr_form_ids(&d->setup, d->form, cr_arg_text(d->a, CR_OPT_SYSTEM), e, &ids, &n, err);
+        cr_form_ids(&d->setup, d->form, cr_arg_text(d->a, CR_OPT_SYSTEM), e, room, &ids, &n, err);
     if (st)
         return st;
     struct cr_generate g = {.prompt = ids,

@@ -134,7 +134,8 @@ static enum cr_status score_rows(struct calibrate *c, const struct cr_example *e
         if (e[i].n_choices < 2)
             return cr_error_set(&c->err, CR_INVALID,
                                 "line %zu: --answers options wants choices, found none", e[i].line);
-    enum cr_status st = cr_scorer_new(&scorer, c->device.setup.model, e, n, &c->err);
+    enum cr_status st = cr_scorer_new(&scorer, c->device.setup.model,
+                                      &c->device.setup.palette->worked_ids, e, n, &c->err);
     if (!st)
         st = cr_scorer_run(scorer, c->device.setup.delta, &score, NULL, NULL, &c->err);
     for (size_t i = 0; i < n && !st; i++) {

@@ -206,7 +206,10 @@ static enum cr_status prompt_ids(struct run *r, const char *text, size_t len,
     messages[(*n_messages)++] = (struct cr_message){"user", text};
     if (r->form == CR_FORM_TASK) {
         struct cr_example e = {.task = (char *)"", .question = (char *)text, .answer_index = -1};
-        return cr_form_ids(&r->setup, r->form, NULL, &e, ids, n, &r->err);
+        int ctx = cr_arg_int(r->a, CR_OPT_CTX), most = cr_arg_int(r->a, CR_OPT_MAX_TOKENS);
+        ctx = ctx ? ctx : cr_model_info(r->setup.model)->n_ctx_train;
+        return cr_form_ids(&r->setup, r->form, NULL, &e, cr_worked_room(ctx, most), ids, n,
+                           &r->err);
     }
     if (r->form == CR_FORM_CHAT)
         return cr_chat_tokenize(r->setup.model, messages, *n_messages, true, ids, n, &r->err);

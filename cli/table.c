@@ -207,6 +207,12 @@ const struct cr_verb cr_verbs[] = {
          "A share of the lines is held out to measure before and after; where the blend does not\n"
          "help, that is said and the palette keeps the base model.\n"
          "\n"
+         "Worked examples: above the level instant up to five of your lines with answers are "
+         "also\n"
+         "tried in front of each question, behind the blend and behind the base model. Where more\n"
+         "held-out lines are right so, the palette keeps those lines as text and every verb puts\n"
+         "them in front; ties stay with the plain blend. --worked 0 tries none.\n"
+         "\n"
          "--level tuned goes on with gradient steps from the blend, and says beforehand how long\n"
          "they take and how much memory. Where the held-out lines are better for it, an adapter\n"
          "NAME.tuned.gguf is left beside the palette, which refers to it; else the blend stays.",

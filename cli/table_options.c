@@ -91,6 +91,8 @@ const struct cr_option cr_options[] = {
           "task files, or folders whose NAME.test.* files are taken; operands are task files too"),
     NUMBER(SHOTS, EVAL, INPUT, 0, "shots", INT, 0, "N", "8", 0, 4096,
            "examples of each task that the solvers see"),
+    NUMBER(WORKED, EVAL, INPUT, 0, "worked", INT, 0, "N", "0", 0, 16,
+           "each row also with up to N of the task's examples, worked, in front of each question"),
     NUMBER(LIMIT, EVAL, INPUT, 0, "limit", INT, 0, "N", "0", 0, 1000000,
            "test at most so many rows of each task, drawn by seed; 0: all"),
     VALUE(SEED, EVAL, INPUT, 0, "seed", SEED, 0, "S", "1",
@@ -101,6 +103,9 @@ const struct cr_option cr_options[] = {
            "blend from at most so many of the lines"),
     NUMBER(HELD_OUT, BLEND, INPUT, 0, "held-out", REAL, 0, "SHARE", "0.3", 0, 0.9,
            "share of the lines with answers that is kept to measure before and after; 0: none"),
+    NUMBER(WORKED, BLEND, INPUT, 0, "worked", INT, 0, "N", "5", 0, 16,
+           "try up to N of the examples, worked, in front of each question; the palette keeps them "
+           "where more of at least 4 held-out lines are right; 0: none"),
     VALUE(SEED, BLEND, INPUT, 0, "seed", SEED, 0, "S", "1",
           "of the split into examples and held-out lines, and of refine"),
     VALUE(TASKS, POOL_TRAIN, INPUT, 0, "tasks", FILE, CR_OF_MANY, "FILE|DIR", NULL,

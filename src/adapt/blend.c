@@ -366,7 +366,7 @@ enum cr_status cr_blend_examples(cr_model *m, const cr_pool *p, const struct cr_
     double embed_ms = now_ms() - begin;
     begin = now_ms();
     if (!st && opt->solver >= CR_SOLVE_PICK)
-        st = cr_scorer_new(&scorer, m, e, n, err);
+        st = cr_scorer_new(&scorer, m, NULL, e, n, err);
     if (!st)
         st = cr_blend_solve(p, opt, unit, n, scorer, out, err);
     if (!st) {

@@ -26,6 +26,8 @@ void cr_palette_close(cr_palette *p)
     cr_free(p->q_c);
     cr_free(p->metric);
     cr_free(p->created);
+    cr_examples_deinit(&p->worked);
+    cr_worked_deinit(&p->worked_ids);
     cr_free(p);
 }
 
@@ -70,6 +72,11 @@ enum cr_status cr_palette_open(cr_palette **out, cr_model *m, const char *path,
                           "%s: the task embedding has %d numbers, the model's %s "
                           "view has %d",
                           path, p->dim, cr_view_name(p->view), dim);
+    if (!st) {
+        st = cr_worked_init(&p->worked_ids, m, p->worked.v, p->worked.n, err);
+        if (st)
+            cr_error_prefix(err, st, "%s", path);
+    }
     cr_free(json);
     if (st)
         cr_palette_close(p);
@@ -98,6 +105,15 @@ enum cr_status cr_palette_delta(cr_delta **out, const cr_palette *p, const cr_po
                                 "0 or more",
                                 p->name, i + 1, (double)p->weights[i]);
     return cr_pool_blend(out, pool, p->weights, err);
+}
+
+size_t cr_palette_worked_bytes(const struct cr_example *e)
+{
+    size_t n = strlen(e->question) + (e->context ? strlen(e->context) : 0) +
+               (e->answer ? strlen(e->answer) : 0);
+    for (int i = 0; i < e->n_choices; i++)
+        n += strlen(e->choices[i]);
+    return n;
 }
 
 const char *cr_palette_pool_path(const cr_palette *p)

@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A palette: JSON of about a kilobyte that names a base model, a pool and the weights between them,
- * with what scope and routing need. weights empty: keep the base model (the blend did not help).
+ * with what scope and routing need. weights empty: keep the base model (the blend did not help). It
+ * may keep some of the user's examples as text, which then stand in front of each question
+ * (worked.h).
  */
 #ifndef CR_PALETTE_H
 #define CR_PALETTE_H
 
 #include "adapt/blend.h"
+#include "adapt/worked.h"
 
-enum { CR_CALIBRATION_KNOTS = 33, CR_LEARNED_FEATURES = 10 };
+enum { CR_CALIBRATION_KNOTS = 33, CR_LEARNED_FEATURES = 10, CR_PALETTE_WORKED_BYTES = 1 << 16 };
 
 /* The LEARNED rule (route/learned.h): log-odds = bias + weight . (features - mean) / std. JSON:
  * "learned": {"fitted", "rows", "mean", "std", "weight": [10 numbers], "bias", "knots", "wrong"},
@@ -59,7 +62,11 @@ struct cr_palette {
     float loss_before, loss_after;
     char *metric;                      /* "accuracy", "exact", "loss" or "" */
     struct cr_calibration calibration; /* filled by `route calibrate` and by blend */
-    char *created;                     /* ISO 8601 UTC */
+    /* At most CR_WORKED_MAX, each with an answer, of at most CR_PALETTE_WORKED_BYTES in all; n 0:
+     * none. As text, and as ids once the palette is opened for a model. */
+    struct cr_examples worked;
+    struct cr_worked worked_ids;
+    char *created; /* ISO 8601 UTC */
 };
 
 enum cr_status cr_palette_parse(cr_palette **out, const char *json, size_t len, const char *name,
@@ -68,5 +75,7 @@ enum cr_status cr_palette_parse(cr_palette **out, const char *json, size_t len, 
  * NULL and err when it cannot be written. Free with cr_free. */
 char *cr_palette_text(const cr_palette *p, const char *path, size_t *len, struct cr_error *err);
 enum cr_status cr_palette_write(const cr_palette *p, const char *path, struct cr_error *err);
+/* Bytes of an example's text, as the limit counts them. */
+size_t cr_palette_worked_bytes(const struct cr_example *e);
 
 #endif

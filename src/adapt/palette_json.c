@@ -5,6 +5,7 @@
  */
 #include "adapt/palette.h"
 
+#include "base/arena.h"
 #include "base/mem.h"
 
 #ifdef CRAYON_JSON
@@ -15,11 +16,13 @@
 #include <string.h>
 
 enum {
-    VERSION = 1,
+    VERSION = 1,     /* without worked examples: what every reader knows */
+    WITH_WORKED = 2, /* one key more */
     MAX_WEIGHTS = 1024,
     MAX_DIM = 1 << 15,
     MAX_TEXT = 4096,
-    MAX_EXAMPLES = 1000000
+    MAX_EXAMPLES = 1000000,
+    MAX_CHOICES = 256
 };
 static const double MAX_WEIGHT = 1000;
 
@@ -357,12 +360,117 @@ static void read_scope(struct reader *r, const json_t *o, cr_palette *p)
     p->near_std = number_or_nan(r, s, "near_std");
 }
 
+/* ---- worked examples ---- */
+
+static void no_memory(struct reader *r)
+{
+    if (!r->status)
+        r->status = cr_error_set(r->err, CR_NO_MEMORY, "%s: out of memory", r->name);
+}
+
+static bool known_of_worked(struct reader *r, const json_t *o)
+{
+    static const char *const known[] = {"question", "context", "choices", "answer"};
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)o, key, value)
+    {
+        size_t i = 0;
+        while (i < 4 && strcmp(known[i], key))
+            i++;
+        if (i < 4)
+            continue;
+        if (!r->status)
+            r->status = cr_error_set(r->err, CR_FORMAT, "%s: unknown key \"%.60s\" in \"worked\"",
+                                     r->name, key);
+        return false;
+    }
+    return true;
+}
+
+/* A copy in the palette's arena; NULL where the value is absent or there was an error. */
+static char *worked_text(struct reader *r, const json_t *v, struct cr_arena *arena, const char *key)
+{
+    if (!v)
+        return NULL;
+    if (!json_is_string(v) || !json_string_length(v)) {
+        bad(r, key, "a string that is not empty");
+        return NULL;
+    }
+    char *s = cr_arena_strndup(arena, json_string_value(v), json_string_length(v));
+    if (!s)
+        no_memory(r);
+    return s;
+}
+
+static void worked_choices(struct reader *r, const json_t *v, struct cr_arena *arena,
+                           struct cr_example *e)
+{
+    size_t n = json_array_size(v);
+    if (!v)
+        return;
+    if (!json_is_array(v) || n < 2 || n > MAX_CHOICES) {
+        bad(r, "choices", "2 to 256 strings");
+        return;
+    }
+    if (!(e->choices = cr_arena_alloc(arena, n, sizeof *e->choices)))
+        no_memory(r);
+    for (size_t i = 0; i < n && !r->status; i++) {
+        e->choices[i] = worked_text(r, json_array_get(v, i), arena, "choices");
+        if (!r->status && e->answer_index < 0 && !strcmp(e->choices[i], e->answer))
+            e->answer_index = (int)i;
+    }
+    e->n_choices = (int)n;
+    if (e->answer_index < 0)
+        bad(r, "answer", "one of the choices");
+}
+
+static void read_one_worked(struct reader *r, const json_t *o, struct cr_arena *arena,
+                            struct cr_example *e)
+{
+    *e = (struct cr_example){.task = (char *)(uintptr_t) "", .answer_index = -1};
+    if (!json_object_get(o, "question") || !json_object_get(o, "answer")) {
+        bad(r, "worked", "objects with a question and an answer");
+        return;
+    }
+    if (!known_of_worked(r, o))
+        return;
+    e->question = worked_text(r, json_object_get(o, "question"), arena, "question");
+    e->context = worked_text(r, json_object_get(o, "context"), arena, "context");
+    e->answer = worked_text(r, json_object_get(o, "answer"), arena, "answer");
+    if (!r->status)
+        worked_choices(r, json_object_get(o, "choices"), arena, e);
+}
+
+static void read_worked(struct reader *r, const json_t *o, cr_palette *p)
+{
+    const json_t *v = json_object_get(o, "worked");
+    size_t n = json_array_size(v), bytes = 0;
+    if (!json_is_array(v) || !n || n > CR_WORKED_MAX) {
+        bad(r, "worked", "1 to 16 examples");
+        return;
+    }
+    p->worked.arena = cr_arena_new();
+    p->worked.v = cr_alloc0(n, sizeof *p->worked.v);
+    if (!p->worked.arena || !p->worked.v)
+        no_memory(r);
+    for (size_t i = 0; i < n && !r->status; i++) {
+        read_one_worked(r, json_array_get(v, i), p->worked.arena, &p->worked.v[i]);
+        if (!r->status)
+            bytes += cr_palette_worked_bytes(&p->worked.v[i]);
+        if (bytes > CR_PALETTE_WORKED_BYTES)
+            bad(r, "worked", "at most 65536 bytes of text");
+    }
+    p->worked.n = r->status ? 0 : n;
+}
+
 static void read_palette(struct reader *r, const json_t *o, cr_palette *p)
 {
     static const char *const keys[] = {"crayon",  "version",  "name",     "base",     "pool",
                                        "weights", "solver",   "level",    "view",     "embedding",
                                        "scope",   "examples", "held_out", "measured", "calibration",
-                                       "created", NULL};
+                                       "created", "worked",   NULL};
+    const char *plain[sizeof keys / sizeof *keys];
     static const char *const base_keys[] = {"name", "sha256", NULL};
     static const char *const pool_keys[] = {"path", "sha256", NULL};
     const char *kind = json_string_value(json_object_get(o, "crayon"));
@@ -370,9 +478,12 @@ static void read_palette(struct reader *r, const json_t *o, cr_palette *p)
         bad(r, "crayon", "\"palette\"");
         return;
     }
-    if (integer(r, o, "version", INT_MAX) != VERSION)
-        bad(r, "version", "1");
-    if (!has_keys(r, o, "palette", keys))
+    int version = integer(r, o, "version", INT_MAX);
+    if (version != VERSION && version != WITH_WORKED)
+        bad(r, "version", "1 or 2");
+    memcpy(plain, keys, sizeof keys);
+    plain[sizeof keys / sizeof *keys - 2] = NULL; /* version 1: without "worked" */
+    if (!has_keys(r, o, "palette", version == WITH_WORKED ? keys : plain))
         return;
     const json_t *base = json_object_get(o, "base"), *pool = json_object_get(o, "pool");
     if (!has_keys(r, base, "base", base_keys) || !has_keys(r, pool, "pool", pool_keys))
@@ -395,6 +506,8 @@ static void read_palette(struct reader *r, const json_t *o, cr_palette *p)
     read_measured(r, o, p);
     read_calibration(r, o, &p->calibration);
     p->created = text(r, o, "created");
+    if (version == WITH_WORKED && !r->status)
+        read_worked(r, o, p);
 }
 
 enum cr_status cr_palette_parse(cr_palette **out, const char *json, size_t len, const char *name,
@@ -481,6 +594,24 @@ static json_t *calibration(const struct cr_calibration *c)
     return o;
 }
 
+static json_t *worked(const struct cr_examples *w)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < w->n; i++) {
+        const struct cr_example *e = &w->v[i];
+        json_t *one = json_pack("{s:s, s:s*}", "question", e->question, "context", e->context);
+        json_t *choices = json_array();
+        for (int k = 0; k < e->n_choices; k++)
+            json_array_append_new(choices, str(e->choices[k]));
+        if (e->n_choices)
+            json_object_set(one, "choices", choices);
+        json_decref(choices);
+        json_object_set_new(one, "answer", str(e->answer));
+        json_array_append_new(list, one);
+    }
+    return list;
+}
+
 /* The pool's path as the palette should name it: relative when the pool lies in or below the
  * palette's folder, so that both can move together, else absolute. NULL: out of memory. */
 static char *name_pool(const char *pool, const char *palette)
@@ -505,15 +636,16 @@ static json_t *to_json(const cr_palette *p, const char *pool_path, const char *q
     return json_pack(
         "{s:s, s:i, s:o, s:{s:o, s:o}, s:{s:s, s:o}, s:o, s:s, s:s, s:s, s:{s:i, s:s},"
         " s:{s:o, s:o, s:o, s:o}, s:i, s:i, s:{s:o, s:o, s:o, s:o, s:o}, s:o, s:o}",
-        "crayon", "palette", "version", VERSION, "name", str(p->name), "base", "name",
-        str(p->base_name), "sha256", str(p->base_hash), "pool", "path", pool_path, "sha256",
-        str(p->pool_hash), "weights", reals(p->weights, p->n), "solver", cr_solver_name(p->solver),
-        "level", cr_level_name(p->level), "view", cr_view_name(p->view), "embedding", "dim", p->dim,
-        "f16", q_c, "scope", "mean", real(p->scope_mean), "std", real(p->scope_std), "near_mean",
-        real(p->near_mean), "near_std", real(p->near_std), "examples", p->n_examples, "held_out",
-        p->n_held_out, "measured", "metric", str(p->metric), "before", real(p->before), "after",
-        real(p->after), "loss_before", real(p->loss_before), "loss_after", real(p->loss_after),
-        "calibration", calibration(&p->calibration), "created", str(p->created));
+        "crayon", "palette", "version", p->worked.n ? WITH_WORKED : VERSION, "name", str(p->name),
+        "base", "name", str(p->base_name), "sha256", str(p->base_hash), "pool", "path", pool_path,
+        "sha256", str(p->pool_hash), "weights", reals(p->weights, p->n), "solver",
+        cr_solver_name(p->solver), "level", cr_level_name(p->level), "view", cr_view_name(p->view),
+        "embedding", "dim", p->dim, "f16", q_c, "scope", "mean", real(p->scope_mean), "std",
+        real(p->scope_std), "near_mean", real(p->near_mean), "near_std", real(p->near_std),
+        "examples", p->n_examples, "held_out", p->n_held_out, "measured", "metric", str(p->metric),
+        "before", real(p->before), "after", real(p->after), "loss_before", real(p->loss_before),
+        "loss_after", real(p->loss_after), "calibration", calibration(&p->calibration), "created",
+        str(p->created));
 }
 
 /* One key a line, values compact: readable, and still about a kilobyte. */
@@ -543,6 +675,10 @@ char *cr_palette_text(const cr_palette *p, const char *path, size_t *len, struct
     char *pool = name_pool(p->n && p->pool_path ? p->pool_path : "", path), *text = NULL;
     char *q_c = encode_f16(p->q_c, p->dim);
     json_t *o = pool && q_c ? to_json(p, pool, q_c) : NULL;
+    if (o && p->worked.n && json_object_set_new(o, "worked", worked(&p->worked))) {
+        json_decref(o);
+        o = NULL;
+    }
     cr_palette *check = NULL;
     if (!o || !print(o, &b))
         cr_error_set(err, pool && q_c ? CR_INVALID : CR_NO_MEMORY,

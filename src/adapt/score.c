@@ -11,7 +11,6 @@
  */
 #include "adapt/score.h"
 
-#include "adapt/prompt.h"
 #include "base/mem.h"
 #include "model/compute.h"
 
@@ -54,7 +53,8 @@ struct log_softmax {
 struct cr_scorer {
     cr_model *m;
     cr_session *session;
-    size_t n, n_options, n_tokens, n_cut;
+    const struct cr_worked *worked; /* while it is made; or NULL */
+    size_t n, n_options, n_tokens, n_cut, n_left_out;
     size_t n_cells;         /* room of a batch */
     struct item *items;     /* [n] */
     struct option *options; /* [n_options] */
@@ -109,14 +109,20 @@ static enum cr_status add_option(cr_scorer *s, struct item *it, const char *text
     return CR_OK;
 }
 
-/* Drops prompt tokens on the left, behind a BOS, until the longest option fits the context. */
-static enum cr_status fit(cr_scorer *s, struct item *it, size_t line, struct cr_error *err)
+static int longest_option(const cr_scorer *s, const struct item *it)
 {
-    int longest = 0, max = s->m->n_ctx_train;
+    int longest = 0;
     for (int k = 0; k < it->n_options; k++) {
         int n = s->options[it->first_option + (size_t)k].n;
         longest = n > longest ? n : longest;
     }
+    return longest;
+}
+
+/* Drops prompt tokens on the left, behind a BOS, until the longest option fits the context. */
+static enum cr_status fit(cr_scorer *s, struct item *it, size_t line, struct cr_error *err)
+{
+    int longest = longest_option(s, it), max = s->m->n_ctx_train;
     int over = it->n_prompt + longest - max;
     if (over > 0) {
         int32_t *ids = s->ids.v + it->prompt;
@@ -140,19 +146,35 @@ static enum cr_status fit(cr_scorer *s, struct item *it, size_t line, struct cr_
     return CR_OK;
 }
 
+/* The prompt, behind as many worked examples as leave room for the longest option. */
+static enum cr_status add_prompt(cr_scorer *s, const struct cr_example *e, struct item *it,
+                                 struct cr_error *err)
+{
+    size_t used = 0, longest = (size_t)longest_option(s, it), max = (size_t)s->m->n_ctx_train;
+    it->prompt = s->ids.n;
+    enum cr_status st = cr_prompt_encode(s->m, e, &s->ids, err);
+    if (!st)
+        st = cr_worked_put(s->worked, s->m, longest < max ? max - longest : 0, &s->ids, it->prompt,
+                           &used, err);
+    it->n_prompt = (int)(s->ids.n - it->prompt);
+    s->n_left_out += s->worked ? s->worked->n - used : 0;
+    return st;
+}
+
 static enum cr_status tokenise(cr_scorer *s, const struct cr_example *e, struct item *it,
                                struct cr_error *err)
 {
-    *it = (struct item){.prompt = s->ids.n, .first_option = s->n_options, .right = -1};
+    *it = (struct item){.first_option = s->n_options, .right = -1};
     it->is_short = !e->n_choices;
     if (it->is_short && !e->answer)
         return CR_OK;
-    enum cr_status st = cr_prompt_encode(s->m, e, &s->ids, err);
-    it->n_prompt = (int)(s->ids.n - it->prompt);
+    enum cr_status st = CR_OK;
     for (int k = 0; !st && k < e->n_choices; k++)
         st = add_option(s, it, e->choices[k], false, err);
     if (!st && it->is_short)
         st = add_option(s, it, e->answer, true, err);
+    if (!st)
+        st = add_prompt(s, e, it, err);
     if (st)
         return st;
     it->right = it->is_short ? 0 : e->answer_index;
@@ -186,8 +208,8 @@ static enum cr_status alloc_runs(cr_scorer *s, struct cr_error *err)
     return s->m->compute ? CR_OK : cr_session_new(&s->session, s->m, (int)cells, err);
 }
 
-enum cr_status cr_scorer_new(cr_scorer **out, cr_model *m, const struct cr_example *e, size_t n,
-                             struct cr_error *err)
+enum cr_status cr_scorer_new(cr_scorer **out, cr_model *m, const struct cr_worked *worked,
+                             const struct cr_example *e, size_t n, struct cr_error *err)
 {
     *out = NULL;
     size_t most = 0;
@@ -198,6 +220,7 @@ enum cr_status cr_scorer_new(cr_scorer **out, cr_model *m, const struct cr_examp
     if (s) {
         s->m = m;
         s->n = n;
+        s->worked = worked;
         s->items = cr_alloc(n, sizeof *s->items);
         s->options = cr_alloc(most, sizeof *s->options);
     }
@@ -207,6 +230,8 @@ enum cr_status cr_scorer_new(cr_scorer **out, cr_model *m, const struct cr_examp
         st = tokenise(s, &e[i], &s->items[i], err);
     if (!st)
         st = alloc_runs(s, err);
+    if (s)
+        s->worked = NULL;
     if (st) {
         cr_scorer_free(s);
         return st;
@@ -254,6 +279,11 @@ size_t cr_scorer_n_tokens(const cr_scorer *s)
 size_t cr_scorer_n_cut(const cr_scorer *s)
 {
     return s->n_cut;
+}
+
+size_t cr_scorer_n_left_out(const cr_scorer *s)
+{
+    return s->n_left_out;
 }
 
 /* ---- running ---- */

@@ -8,7 +8,7 @@
 #ifndef CR_SCORE_H
 #define CR_SCORE_H
 
-#include "adapt/examples.h"
+#include "adapt/worked.h"
 #include "model/session.h"
 
 struct cr_option_score {
@@ -30,16 +30,19 @@ struct cr_example_score {
 struct cr_scorer; /* tokenised examples of one file, ready to be scored many times */
 typedef struct cr_scorer cr_scorer;
 
-/* Tokenises once. Prompts longer than the context with their options lose tokens on the left, and
- * cr_scorer_n_cut says how many examples did. An option that no prompt token fits beside is
- * CR_LIMIT. The examples are not needed afterwards. Free with cr_scorer_free. */
-enum cr_status cr_scorer_new(cr_scorer **out, cr_model *m, const struct cr_example *e, size_t n,
-                             struct cr_error *err);
+/* Tokenises once, each prompt behind the worked examples (NULL: none) as far as they fit the
+ * context with it and its longest option; cr_scorer_n_left_out says how many did not, all prompts
+ * together. Prompts that are longer without them lose tokens on the left, and cr_scorer_n_cut says
+ * how many did. An option that no prompt token fits beside is CR_LIMIT. Neither examples nor worked
+ * are needed afterwards. Free with cr_scorer_free. */
+enum cr_status cr_scorer_new(cr_scorer **out, cr_model *m, const struct cr_worked *worked,
+                             const struct cr_example *e, size_t n, struct cr_error *err);
 void cr_scorer_free(cr_scorer *s);
 size_t cr_scorer_n_examples(const cr_scorer *s);
 size_t cr_scorer_n_answers(const cr_scorer *s); /* examples whose right answer is known */
 size_t cr_scorer_n_tokens(const cr_scorer *s);  /* tokens that one pass runs */
 size_t cr_scorer_n_cut(const cr_scorer *s);
+size_t cr_scorer_n_left_out(const cr_scorer *s);
 /* One pass over all examples that have choices or a short answer. *scores is an array of n, owned
  * by the scorer, valid until the next call. progress (may be NULL) is told done and total tokens;
  * false cancels (CR_CANCELLED). The scores of an example do not depend, bit for bit, on what else

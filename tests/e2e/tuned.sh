@@ -6,7 +6,7 @@ for i in $(seq 1 20); do # a rule that the pool does not know: what is asked for
     w=$(echo cat dog sun tree fish bird moon | cut -d' ' -f$((i % 7 + 1)))
     echo "{\"question\": \"Say $w, please ($i).\", \"answer\": \"$w $w\"}"
 done > mine.jsonl
-blend=(blend -q -m "$MODELS/crayon-15m-q8_0.gguf" --pool "$MODELS/crayon-15m-pool.gguf" --examples mine.jsonl --evals 4)
+blend=(blend -q -m "$MODELS/crayon-15m-q8_0.gguf" --pool "$MODELS/crayon-15m-pool.gguf" --examples mine.jsonl --evals 4 --worked 0)
 "$CRAYON" "${blend[@]}" -o mine.palette --level tuned --json > tuned.json 2> err || fail tuned
 grep -E '"(level|solver|tuned_steps|tuned_file|verdict|palette)":' tuned.json
 loss() { grep -A 5 "\"$1\": {" tuned.json | grep -oE '"loss": [0-9.]+' | grep -oE '[0-9.]+$'; }

@@ -25,6 +25,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     for (int i = 0; i < p->dim; i++)
         if (!isfinite(p->q_c[i]))
             abort();
+    size_t bytes = 0;
+    for (size_t i = 0; i < p->worked.n; i++) {
+        const struct cr_example *e = &p->worked.v[i];
+        if (!e->question || !*e->question || !e->answer || !*e->answer ||
+            (e->n_choices && strcmp(e->choices[e->answer_index], e->answer)))
+            abort();
+        bytes += cr_palette_worked_bytes(e);
+    }
+    if (p->worked.n > CR_WORKED_MAX || bytes > CR_PALETTE_WORKED_BYTES)
+        abort();
     cr_palette_close(p);
     return 0;
 }

@@ -176,7 +176,7 @@ static void test_pick_takes_the_best_start(void **state)
     (void)state;
     cr_pool *p = make_pool(CR_POOL_LIBRARY);
     cr_scorer *s;
-    must(cr_scorer_new(&s, model, rows[1], ROWS, &err));
+    must(cr_scorer_new(&s, model, NULL, rows[1], ROWS, &err));
     struct cr_blend_options opt = {.solver = CR_SOLVE_PICK};
     struct cr_blend_result r, start;
     must(cr_blend_examples(model, p, &opt, rows[1], ROWS, &r, &err));
@@ -215,7 +215,7 @@ static void test_refine_never_ends_worse(void **state)
     for (int kind = 0; kind < 3; kind++) {
         cr_pool *p = make_pool((enum cr_pool_kind)kind);
         cr_scorer *s;
-        must(cr_scorer_new(&s, model, rows[2], ROWS, &err));
+        must(cr_scorer_new(&s, model, NULL, rows[2], ROWS, &err));
         struct cr_blend_options opt = {.solver = CR_SOLVE_REFINE, .max_evals = 12, .seed = 3};
         struct cr_blend_result r, again;
         must(cr_blend_examples(model, p, &opt, rows[2], ROWS, &r, &err));
@@ -294,7 +294,7 @@ static void test_rank_groups_of_a_lora(void **state)
     for (int i = 0; i < RANK; i++)
         w[i] = 1;
     cr_scorer *s;
-    must(cr_scorer_new(&s, model, rows[0], ROWS, &err));
+    must(cr_scorer_new(&s, model, NULL, rows[0], ROWS, &err));
     assert_float_equal(loss_of(p, s, &whole), loss_of(q, s, w), 1e-5);
     w[0] = 0;
     assert_true(fabs(loss_of(p, s, &whole) - loss_of(q, s, w)) > 1e-4);
@@ -374,7 +374,7 @@ static void test_palette_round_trip(void **state)
     must(cr_palette_delta(&d, palette, again, &err));
     cr_scorer *s;
     const struct cr_example_score *sc;
-    must(cr_scorer_new(&s, model, rows[1], ROWS, &err));
+    must(cr_scorer_new(&s, model, NULL, rows[1], ROWS, &err));
     must(cr_scorer_run(s, d, &sc, NULL, NULL, &err));
     double sum = 0;
     for (int i = 0; i < ROWS; i++)

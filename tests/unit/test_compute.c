@@ -132,7 +132,7 @@ static void same_as_cpu(void **state)
             .name = "fake", .state = &f, .max_tokens = most, .score = score, .hidden = hidden};
         cr_scorer *cpu, *dev;
         const struct cr_example_score *a, *b;
-        assert_int_equal(cr_scorer_new(&cpu, m, e, N, &err), CR_OK);
+        assert_int_equal(cr_scorer_new(&cpu, m, NULL, e, N, &err), CR_OK);
         assert_int_equal(cr_scorer_run(cpu, NULL, &a, NULL, NULL, &err), CR_OK);
         size_t dim = (size_t)m->n_embd, calls;
         float *x = cr_alloc(N * dim, sizeof *x), *y = cr_alloc(N * dim, sizeof *y);
@@ -140,7 +140,7 @@ static void same_as_cpu(void **state)
 
         m->compute = &c;
         f.n_calls = 0;
-        assert_int_equal(cr_scorer_new(&dev, m, e, N, &err), CR_OK);
+        assert_int_equal(cr_scorer_new(&dev, m, NULL, e, N, &err), CR_OK);
         assert_int_equal(cr_scorer_run(dev, NULL, &b, NULL, NULL, &err), CR_OK);
         calls = f.n_calls;
         assert_int_equal(cr_embed_examples(m, CR_VIEW_MIDDLE, e, N, y, &err), CR_OK);

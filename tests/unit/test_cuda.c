@@ -488,10 +488,10 @@ static void model_scores(void **state)
     }
     cr_delta *delta = random_delta(m, 12);
     cr_scorer *cpu, *gpu;
-    check(cr_scorer_new(&cpu, m, e, 40, &err), &err);
+    check(cr_scorer_new(&cpu, m, NULL, e, 40, &err), &err);
     check(cr_cuda_compute_new(&c, m, &err), &err);
     m->compute = c;
-    check(cr_scorer_new(&gpu, m, e, 40, &err), &err);
+    check(cr_scorer_new(&gpu, m, NULL, e, 40, &err), &err);
     for (int with = 0; with < 2; with++) {
         const struct cr_example_score *a, *b;
         double off = 0, most = 0, sum = 0;

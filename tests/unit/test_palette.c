@@ -212,7 +212,9 @@ static void test_refusals(void **state)
     broken(json, good, "[0,0,0,0,-0.0]", "weights");
     broken(json, good, "5", "weights");
     broken(json, "\"crayon\": \"palette\"", "\"crayon\": \"pool\"", "crayon");
-    broken(json, "\"version\": 1", "\"version\": 2", "version");
+    broken(json, "\"version\": 1", "\"version\": 2", "worked"); /* 2 has worked examples, 1 none */
+    broken(json, "\"version\": 1", "\"version\": 3", "version");
+    broken(json, "\"version\": 1", "\"version\": 1, \"worked\": []", "worked");
     broken(json, "\"version\": 1", "\"version\": 1, \"extra\": 1", "extra");
     broken(json, "\"version\": 1", "\"version\": 1, \"version\": 1", "duplicate");
     broken(json, "\"solver\": \"refine\"", "\"solver\": \"magic\"", "solver");
@@ -241,12 +243,98 @@ static void test_refusals(void **state)
     cr_free(json);
 }
 
+static void same_text(const char *a, const char *b)
+{
+    assert_int_equal(a == NULL, b == NULL);
+    if (a)
+        assert_string_equal(a, b);
+}
+
+/* Worked examples make version 2, which has one key more; readers of version 1 name the version. */
+static void test_worked_examples(void **state)
+{
+    (void)state;
+    char path[100], many[CR_PALETTE_WORKED_BYTES + 1], *choices[] = {"yes", "no \"way\""};
+    snprintf(path, sizeof path, "%s/w.palette", dir);
+    struct cr_example e[CR_WORKED_MAX + 1] = {
+        {.question = "one\nline \xc3\xa9", .context = "where", .answer = "1", .answer_index = -1},
+        {.question = "two", .answer = "no \"way\"", .choices = choices, .n_choices = 2},
+    };
+    float weights[N], q_c[DIM];
+    cr_palette p, *q;
+    fill(&p, weights, q_c);
+    p.worked.v = e;
+    p.worked.n = 2;
+    must(cr_palette_write(&p, path, &err));
+    size_t len;
+    char *json = read_text(path, &len);
+    assert_non_null(strstr(json, "\"version\": 2"));
+    must(cr_palette_parse(&q, json, len, path, &err));
+    assert_int_equal(q->worked.n, 2);
+    for (size_t i = 0; i < 2; i++) {
+        const struct cr_example *r = &q->worked.v[i];
+        same_text(r->question, e[i].question);
+        same_text(r->context, e[i].context);
+        same_text(r->answer, e[i].answer);
+        assert_int_equal(r->n_choices, e[i].n_choices);
+        for (int k = 0; k < r->n_choices; k++)
+            same_text(r->choices[k], choices[k]);
+        assert_int_equal(r->answer_index, i ? 1 : -1);
+    }
+    cr_palette_close(q);
+    broken(json, "\"version\": 2", "\"version\": 1", "worked");
+    broken(json, "\"question\":\"two\"", "\"question\":\"\"", "question");
+    broken(json, "\"question\":\"two\"", "\"question\":2", "question");
+    broken(json, "\"question\":\"two\",", "", "question");
+    broken(json, "\"question\":\"two\"", "\"question\":\"t\",\"line\":2", "line");
+    broken(json, "\"answer\":\"1\"", "\"answer\":\"\"", "answer");
+    broken(json, "\"answer\":\"1\"", "\"answer\":1", "answer");
+    broken(json, "\"answer\":\"1\"", "\"answer\":\"a\\u0000b\"", "JSON");
+    broken(json, "\"context\":\"where\"", "\"context\":null", "context");
+    broken(json, "\"choices\":[\"yes\",", "\"choices\":[", "choices");
+    broken(json, "\"choices\":[\"yes\",\"no", "\"choices\":[\"yes\",\"xo", "choices");
+    broken(json, "\"worked\": [{", "\"worked\": [[],{", "worked");
+    broken(json, "\"worked\": [", "\"worked\": [[[", "JSON");
+    for (size_t cut = 0; cut + 2 < len; cut++)
+        assert_int_equal(cr_palette_parse(&q, json, cut, "f", &err), CR_FORMAT);
+    for (uint64_t i = 1; i < 60; i++) { /* no memory: nothing is left */
+        size_t before = cr_mem_now();
+        cr_mem_fail_at(i, false);
+        enum cr_status st = cr_palette_parse(&q, json, len, path, &err);
+        cr_mem_fail_at(0, false);
+        assert_true(st == CR_OK || st == CR_NO_MEMORY || st == CR_FORMAT);
+        cr_palette_close(q);
+        assert_int_equal(cr_mem_now(), before);
+    }
+    cr_free(json);
+    for (size_t i = 0; i <= CR_WORKED_MAX; i++)
+        e[i] = (struct cr_example){.question = "q", .answer = "a", .answer_index = -1};
+    p.worked.n = CR_WORKED_MAX + 1; /* one too many */
+    assert_int_equal(cr_palette_write(&p, path, &err), CR_FORMAT);
+    p.worked.n = CR_WORKED_MAX;
+    must(cr_palette_write(&p, path, &err));
+    memset(many, 'x', sizeof many);
+    many[sizeof many - 1] = '\0';
+    many[CR_PALETTE_WORKED_BYTES - 2 * CR_WORKED_MAX + 1] = '\0'; /* all of them: the limit */
+    e[3].question = many;
+    assert_int_equal(cr_palette_worked_bytes(&e[3]),
+                     CR_PALETTE_WORKED_BYTES - 2 * (CR_WORKED_MAX - 1));
+    must(cr_palette_write(&p, path, &err));
+    e[5].answer = "ab"; /* one byte more */
+    assert_int_equal(cr_palette_write(&p, path, &err), CR_FORMAT);
+    assert_non_null(strstr(err.msg, "65536"));
+    p.worked.v[5].answer = NULL; /* an example without an answer cannot be written */
+    assert_int_not_equal(cr_palette_write(&p, path, &err), CR_OK);
+    unlink(path);
+}
+
 /* The seeds of the fuzzer are good palettes, else it would only try the first check. */
 static void test_fuzz_seeds_are_palettes(void **state)
 {
     (void)state;
-    const char *names[] = {"full", "base"};
-    for (int i = 0; i < 2; i++) {
+    const char *names[] = {"full", "base", "worked"};
+    const int n[] = {3, 0, 3};
+    for (int i = 0; i < 3; i++) {
         char path[512];
         snprintf(path, sizeof path, "%s/tests/fuzz/corpus/fuzz_palette/%s.palette", CR_SOURCE_DIR,
                  names[i]);
@@ -254,7 +342,8 @@ static void test_fuzz_seeds_are_palettes(void **state)
         char *json = read_text(path, &len);
         cr_palette *p;
         must(cr_palette_parse(&p, json, len, path, &err));
-        assert_int_equal(p->n, i ? 0 : 3);
+        assert_int_equal(p->n, n[i]);
+        assert_int_equal(p->worked.n, i == 2 ? 2 : 0);
         cr_palette_close(p);
         cr_free(json);
     }
@@ -396,6 +485,7 @@ int main(void)
         cmocka_unit_test(test_written_is_read_back),
         cmocka_unit_test(test_embeddings_of_every_length),
         cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_worked_examples),
         cmocka_unit_test(test_fuzz_seeds_are_palettes),
         cmocka_unit_test(test_writing_refuses_what_cannot_be_read),
         cmocka_unit_test(test_open_checks_the_model),

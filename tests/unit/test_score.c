@@ -80,7 +80,7 @@ static void test_scores_equal_stepping(void **state)
     must(cr_session_new(&s, model, 256, &err), &err);
     cr_scorer *scorer;
     const struct cr_example_score *r;
-    must(cr_scorer_new(&scorer, model, examples, N, &err), &err);
+    must(cr_scorer_new(&scorer, model, NULL, examples, N, &err), &err);
     must(cr_scorer_run(scorer, NULL, &r, NULL, NULL, &err), &err);
     assert_int_equal(cr_scorer_n_cut(scorer), 0);
     for (int i = 0; i < N; i++) {
@@ -171,7 +171,7 @@ static void test_score_tokens_equals_the_scorer(void **state)
     struct cr_error err;
     cr_scorer *scorer;
     const struct cr_example_score *r;
-    must(cr_scorer_new(&scorer, model, examples, N, &err), &err);
+    must(cr_scorer_new(&scorer, model, NULL, examples, N, &err), &err);
     must(cr_scorer_run(scorer, NULL, &r, NULL, NULL, &err), &err);
     cr_session *s;
     must(cr_session_new(&s, model, 256, &err), &err);
@@ -203,12 +203,12 @@ static void test_packing_changes_nothing(void **state)
     struct cr_error err;
     cr_scorer *all;
     const struct cr_example_score *ra, *ro;
-    must(cr_scorer_new(&all, model, many, MANY, &err), &err);
+    must(cr_scorer_new(&all, model, NULL, many, MANY, &err), &err);
     assert_true(cr_scorer_n_tokens(all) > (size_t)model->n_ctx_train);
     must(cr_scorer_run(all, NULL, &ra, NULL, NULL, &err), &err);
     for (int i = 0; i < MANY; i += 7) {
         cr_scorer *one;
-        must(cr_scorer_new(&one, model, &many[i], 1, &err), &err);
+        must(cr_scorer_new(&one, model, NULL, &many[i], 1, &err), &err);
         must(cr_scorer_run(one, NULL, &ro, NULL, NULL, &err), &err);
         for (int k = 0; k < ra[i].n_options; k++)
             assert_true(ra[i].options[k].sum == ro->options[k].sum);
@@ -227,8 +227,8 @@ static void test_one_thread_equals_two(void **state)
     must(cr_model_open(&single, CR_SOURCE_DIR "/models/crayon-15m-q8_0.gguf", &opt, &err), &err);
     cr_scorer *a, *b;
     const struct cr_example_score *ra, *rb;
-    must(cr_scorer_new(&a, single, examples, N, &err), &err);
-    must(cr_scorer_new(&b, model, examples, N, &err), &err);
+    must(cr_scorer_new(&a, single, NULL, examples, N, &err), &err);
+    must(cr_scorer_new(&b, model, NULL, examples, N, &err), &err);
     must(cr_scorer_run(a, NULL, &ra, NULL, NULL, &err), &err);
     must(cr_scorer_run(b, NULL, &rb, NULL, NULL, &err), &err);
     for (int i = 0; i < N; i++)
@@ -253,7 +253,7 @@ static void test_delta(void **state)
     d->max_rank = 1;
     cr_scorer *s;
     const struct cr_example_score *r;
-    must(cr_scorer_new(&s, model, examples, N, &err), &err);
+    must(cr_scorer_new(&s, model, NULL, examples, N, &err), &err);
     float sum[3];
     const cr_delta *deltas[3] = {NULL, d, NULL};
     for (int i = 0; i < 3; i++) {
@@ -280,7 +280,7 @@ static void test_long_prompts_lose_their_beginning(void **state)
     struct cr_error err;
     cr_scorer *scorer;
     const struct cr_example_score *r;
-    must(cr_scorer_new(&scorer, model, &e, 1, &err), &err);
+    must(cr_scorer_new(&scorer, model, NULL, &e, 1, &err), &err);
     assert_int_equal(cr_scorer_n_cut(scorer), 1);
     must(cr_scorer_run(scorer, NULL, &r, NULL, NULL, &err), &err);
     struct cr_ids p = {0}, c = {0};
@@ -304,7 +304,7 @@ static void test_long_prompts_lose_their_beginning(void **state)
     cr_free(c.v);
     cr_scorer_free(scorer);
     struct cr_example too_long = {.question = "q", .answer_index = -1, .answer = text, .line = 17};
-    assert_int_equal(cr_scorer_new(&scorer, model, &too_long, 1, &err), CR_LIMIT);
+    assert_int_equal(cr_scorer_new(&scorer, model, NULL, &too_long, 1, &err), CR_LIMIT);
     assert_non_null(strstr(err.msg, "line 17"));
     assert_null(scorer);
 }
@@ -333,7 +333,7 @@ static void test_progress_and_stop(void **state)
     struct cr_error err;
     cr_scorer *s;
     const struct cr_example_score *r;
-    must(cr_scorer_new(&s, model, many, MANY, &err), &err);
+    must(cr_scorer_new(&s, model, NULL, many, MANY, &err), &err);
     struct watch w = {0};
     must(cr_scorer_run(s, NULL, &r, watch, &w, &err), &err);
     assert_true(w.calls > 1 && w.last == cr_scorer_n_tokens(s) && w.total == w.last);
@@ -354,7 +354,7 @@ static void test_out_of_memory(void **state)
     for (uint64_t i = 1; i < 400; i++) {
         cr_scorer *s;
         cr_mem_fail_at(i, false);
-        enum cr_status st = cr_scorer_new(&s, model, examples, 2, &err);
+        enum cr_status st = cr_scorer_new(&s, model, NULL, examples, 2, &err);
         cr_mem_fail_at(0, false);
         if (!st) {
             cr_scorer_free(s);
@@ -373,10 +373,10 @@ static void test_nothing_to_score(void **state)
     struct cr_error err;
     cr_scorer *s;
     const struct cr_example_score *r;
-    must(cr_scorer_new(&s, model, NULL, 0, &err), &err);
+    must(cr_scorer_new(&s, model, NULL, NULL, 0, &err), &err);
     must(cr_scorer_run(s, NULL, &r, NULL, NULL, &err), &err);
     cr_scorer_free(s);
-    must(cr_scorer_new(&s, model, &examples[3], 1, &err), &err);
+    must(cr_scorer_new(&s, model, NULL, &examples[3], 1, &err), &err);
     must(cr_scorer_run(s, NULL, &r, NULL, NULL, &err), &err);
     assert_int_equal(r[0].n_options, 0);
     cr_scorer_free(s);

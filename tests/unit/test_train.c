@@ -292,7 +292,7 @@ static double engine_loss(cr_model *m, const cr_pool *p, const char *file, const
     cr_scorer *s;
     double sum = 0;
     must(cr_examples_read(&e, file, &err), &err);
-    must(cr_scorer_new(&s, m, e.v, 9, &err), &err);
+    must(cr_scorer_new(&s, m, NULL, e.v, 9, &err), &err);
     if (w)
         must(cr_pool_blend(&d, p, w, &err), &err);
     must(cr_scorer_run(s, d, &scores, NULL, NULL, &err), &err);
@@ -415,7 +415,7 @@ static double loss_of(cr_model *m, const struct cr_example *e, size_t n, const c
     struct cr_error err;
     cr_scorer *s;
     double sum = 0;
-    must(cr_scorer_new(&s, m, e, n, &err), &err);
+    must(cr_scorer_new(&s, m, NULL, e, n, &err), &err);
     must(cr_scorer_run(s, d, &scores, NULL, NULL, &err), &err);
     for (size_t i = 0; i < n; i++)
         sum += (double)scores[i].loss / (double)n;
