@@ -21,5 +21,5 @@ grep -E '^(level|verdict)' wild.txt
 "$CRAYON" "${blend[@]}" -o other.palette --level tuned --held-out 0 > out 2> err || fail "no held-out lines"
 grep -E '^(level|verdict)' out
 "$CRAYON" blend -m "$MODELS/crayon-15m-q8_0.gguf" --pool "$MODELS/crayon-15m-pool.gguf" --examples mine.jsonl --evals 1 -o x.palette --level tuned 2>&1 > out |
-    grep '^crayon: tuned' | sed -E 's/b?float(16|32)/PRECISION/; s/[0-9]+(\.[0-9]+)?/N/g'
+    grep '^crayon: tuned:' | sed -E 's/b?float(16|32)/PRECISION/; s/[0-9]+(\.[0-9]+)?/N/g'
 ls
