@@ -26,11 +26,10 @@
 #include <jansson.h>
 #endif
 #ifdef CRAYON_ROUTE
+#include "route/curl_calls.h"
 #include "route/ledger.h"
 #include "route/offline.h"
-
-#include <curl/curl.h>
-#include <sqlite3.h>
+#include "route/sqlite_calls.h"
 #endif
 
 /* The value after "KEY" and ":" in a file of /proc; "" when it is not there. */
@@ -100,8 +99,10 @@ static void libraries(struct cr_facts *f)
     cr_fact_str(f, "jansson", JANSSON_VERSION);
 #endif
 #ifdef CRAYON_ROUTE
-    cr_fact_str(f, "sqlite", sqlite3_libversion());
-    cr_fact_str(f, "curl", curl_version_info(CURLVERSION_NOW)->version);
+    struct cr_error err;
+    cr_fact_str(f, "sqlite", cr_sqlite_load(&err) ? err.msg : sqlite3_libversion());
+    cr_fact_str(f, "curl",
+                cr_curl_load(&err) ? err.msg : curl_version_info(CURLVERSION_NOW)->version);
 #endif
 }
 

@@ -5,9 +5,9 @@
 #include "base/bytes.h"
 #include "base/mem.h"
 #include "base/sha256.h"
+#include "route/curl_calls.h"
 
 #include <arpa/inet.h>
-#include <curl/curl.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -348,8 +348,9 @@ enum cr_status cr_fetch_file(const struct cr_fetch *f, struct cr_fetched *out, s
     if (f->sha256 && (strlen(f->sha256) != 64 || strspn(f->sha256, "0123456789abcdefABCDEF") != 64))
         return cr_error_set(err, CR_INVALID, "want a SHA-256 of 64 hex digits, found \"%.80s\"",
                             f->sha256);
-    if (curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK)
-        return cr_error_set(err, CR_INTERNAL, "libcurl does not start");
+    st = cr_curl_load(err);
+    if (st != CR_OK)
+        return st;
     st = open_part(&d, err);
     uint64_t had = d.have;
     if (st == CR_OK)

@@ -7,11 +7,11 @@
 #include "route/ledger.h"
 
 #include "base/mem.h"
+#include "route/sqlite_calls.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
-#include <sqlite3.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -145,7 +145,9 @@ static enum cr_status open_mode(cr_ledger **out, const char *path, bool reading,
                                 struct cr_error *err)
 {
     *out = NULL;
-    enum cr_status st = CR_OK;
+    enum cr_status st = cr_sqlite_load(err);
+    if (st != CR_OK)
+        return st;
     cr_ledger *l = cr_alloc0(1, sizeof *l);
     if (!l)
         return cr_error_set(err, CR_NO_MEMORY, "ledger: out of memory");

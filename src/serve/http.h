@@ -3,9 +3,8 @@
 #ifndef CR_HTTP_H
 #define CR_HTTP_H
 
+#include "serve/http_calls.h"
 #include "serve/job.h"
-
-#include <microhttpd.h>
 
 /* connections.c */
 struct cr_connections {

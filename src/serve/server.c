@@ -566,7 +566,9 @@ enum cr_status cr_server_start(cr_server **out, const struct cr_serve_options *o
     cr_server *s = cr_alloc0(1, sizeof *s);
     if (!s)
         return cr_error_set(err, CR_NO_MEMORY, "server: out of memory");
-    enum cr_status status = fill_options(s, opt, err);
+    enum cr_status status = cr_http_load(err);
+    if (status == CR_OK)
+        status = fill_options(s, opt, err);
     const char *host = opt->host ? opt->host : "127.0.0.1";
     if (status == CR_OK)
         status = opt->listen_fd ? take_listener(opt->listen_fd, &fd, &s->port, &loopback, err)

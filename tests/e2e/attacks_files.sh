@@ -20,7 +20,7 @@ exec 8>&-
 echo "descriptors that a child would inherit: $kept; answered: $(grep -c '"choices"' answer)"
 kill $pid; wait $pid
 if command -v nm > /dev/null; then
-    nm -D --undefined-only "$CRAYON" | grep -oE ' (exec[a-z]*|fexecve|posix_spawnp?|popen|system|wordexp|dlopen)(@|$)' | sort -u
+    nm -D --undefined-only "$CRAYON" | grep -oE ' (exec[a-z]*|fexecve|posix_spawnp?|popen|system|wordexp)(@|$)' | sort -u
 fi
 if command -v strace > /dev/null && [ -z "${ASAN_OPTIONS:-}" ]; then
     strace -f -e trace=execve,execveat -o trace "$CRAYON" doctor -q > out 2>&1

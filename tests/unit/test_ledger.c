@@ -7,11 +7,11 @@
 #include "base/mem.h"
 #include "route/ledger.h"
 #include "route/ledger_text.h"
+#include "route/sqlite_calls.h"
 
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
-#include <sqlite3.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -270,7 +270,7 @@ static void test_54_odd_times(void **state)
     assert_int_equal(cr_ledger_open(&l, file, &err), CR_OK);
     for (int i = 0; i < 3; i++)
         assert_int_equal(cr_ledger_begin(l, &intent, &id, &err), CR_OK);
-    assert_int_equal(sqlite3_open(file, &db), SQLITE_OK);
+    assert_int_equal(sqlite3_open_v2(file, &db, SQLITE_OPEN_READWRITE, NULL), SQLITE_OK);
     sqlite3_busy_timeout(db, 1000);
     assert_int_equal(
         sqlite3_exec(db,
@@ -326,7 +326,7 @@ static void test_version_1_is_widened(void **state)
     assert_int_equal(cr_ledger_begin(l, &intent, &id, &err), CR_OK);
     cr_ledger_close(l);
     sqlite3 *db;
-    assert_int_equal(sqlite3_open(file, &db), SQLITE_OK);
+    assert_int_equal(sqlite3_open_v2(file, &db, SQLITE_OPEN_READWRITE, NULL), SQLITE_OK);
     assert_int_equal(sqlite3_exec(db,
                                   "DROP TABLE decided; DROP INDEX sent_request;"
                                   "DROP INDEX sent_time; PRAGMA user_version = 1",
