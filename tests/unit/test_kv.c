@@ -15,6 +15,8 @@
 
 #include <cmocka.h>
 
+#include "unit/new_session.h"
+
 #define MODEL CR_SOURCE_DIR "/models/crayon-15m-q8_0.gguf"
 
 enum { N = 700, LAST = 12 };
@@ -27,15 +29,6 @@ static cr_model *open_model(enum cr_kv kv, const char *cpu, int threads)
     if (cr_model_open(&m, MODEL, &opt, &err) != CR_OK)
         fail_msg("%s", err.msg);
     return m;
-}
-
-static cr_session *new_session(cr_model *m, int n_ctx)
-{
-    cr_session *s;
-    struct cr_error err;
-    if (cr_session_new(&s, m, n_ctx, &err) != CR_OK)
-        fail_msg("%s", err.msg);
-    return s;
 }
 
 /* Logits of the wanted tokens, one after the other. */

@@ -697,6 +697,38 @@ static void test_blends_from_examples(void **state)
     cr_server_stop(s, 1000);
 }
 
+/* A server with a model of its own; what it calls itself. */
+static void fingerprint_with(enum cr_kv kv, char *out, size_t size)
+{
+    struct cr_error err;
+    const struct cr_model_options opt = {.kv = kv};
+    cr_model *shared = model;
+    if (cr_model_open(&model, CR_SOURCE_DIR "/models/crayon-15m-q8_0.gguf", &opt, &err) != CR_OK)
+        fail_msg("%s", err.msg);
+    cr_server *s = start_with((struct cr_serve_options){0});
+    json_t *v =
+        ask(s, "/v1/completions", "{\"model\":\"m\",\"prompt\":\"The sea\",\"max_tokens\":1}");
+    snprintf(out, size, "%s", json_string_value(json_object_get(v, "system_fingerprint")));
+    json_decref(v);
+    cr_server_stop(s, 1000);
+    cr_model_close(model);
+    model = shared;
+}
+
+/* The same seed gives the same text as long as the fingerprint is the same; a cache of other types
+ * gives other texts. */
+static void test_the_fingerprint_tells_the_cache_type(void **state)
+{
+    (void)state;
+    char f16[64], again[64], q8[64];
+    fingerprint_with(CR_KV_F16, f16, sizeof f16);
+    fingerprint_with(CR_KV_F16, again, sizeof again);
+    fingerprint_with(CR_KV_Q8_0, q8, sizeof q8);
+    assert_memory_equal(f16, "fp_", 3);
+    assert_string_equal(f16, again);
+    assert_string_not_equal(f16, q8);
+}
+
 static int make_folder(void **state)
 {
     snprintf(folder, sizeof folder, "/tmp/crayon-serve-XXXXXX");
@@ -727,6 +759,7 @@ int main(void)
         cmocka_unit_test(test_attack_48_time_tells_nothing_of_others),
         cmocka_unit_test(test_palettes_are_replaced_without_dropping_streams),
         cmocka_unit_test(test_blends_from_examples),
+        cmocka_unit_test(test_the_fingerprint_tells_the_cache_type),
         cmocka_unit_test(test_attack_39_admin_routes),
         cmocka_unit_test(test_attack_40_metrics),
         cmocka_unit_test(test_attack_59_decimal_commas),

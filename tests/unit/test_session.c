@@ -13,6 +13,8 @@
 
 #include <cmocka.h>
 
+#include "unit/new_session.h"
+
 #define MODEL CR_SOURCE_DIR "/models/crayon-15m-q8_0.gguf"
 
 enum { N_SPECS = 15 };
@@ -52,15 +54,6 @@ static void random_ids(struct cr_rng *r, int32_t *ids, size_t n)
 {
     for (size_t i = 0; i < n; i++)
         ids[i] = (int32_t)cr_rng_below(r, TINY_VOCAB);
-}
-
-static cr_session *new_session(cr_model *m, int n_ctx)
-{
-    cr_session *s;
-    struct cr_error err;
-    if (cr_session_new(&s, m, n_ctx, &err) != CR_OK)
-        fail_msg("%s", err.msg);
-    return s;
 }
 
 static void sync_ids(cr_session *s, const int32_t *ids, size_t n, size_t *n_run)
