@@ -17,12 +17,31 @@
 #endif
 
 #include <errno.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
-enum { DRAIN_MS = 30000 };
+enum {
+    DRAIN_MS = 30000,
+    MAPPED_BYTES = 1 << 20, /* blocks of that size are mapped, and given back when they are freed */
+    KEPT_BYTES = 4 << 20    /* so much free memory stays at the end of the heap */
+};
+
+/* glibc has a heap for each thread, whose free memory serves no other, and raises its bounds by
+ * what it sees freed: a server that runs for long would hold on to more and more that nobody uses.
+ */
+static void keep_memory_flat(void)
+{
+#ifdef __GLIBC__
+    mallopt(M_ARENA_MAX, 1);
+    mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES);
+    mallopt(M_TRIM_THRESHOLD, KEPT_BYTES);
+#endif
+}
 
 /* "dir/model.gguf" is served as "model". */
 static char *stem(const char *path)
@@ -205,6 +224,7 @@ int cr_cli_serve(const struct cr_args *a)
 {
     struct cr_setup setup = {0};
     struct cr_error err = {.status = CR_OK};
+    keep_memory_flat();
     /* Blocked before any thread starts, so that only sigwait takes them. */
     sigset_t signals;
     sigemptyset(&signals);

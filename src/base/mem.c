@@ -1,5 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The one allocator. A 64-byte header before each block keeps its size for the counters. */
+/*
+ * The one allocator. Before each block stand its size, for the counters, and where malloc began it.
+ * It is aligned by hand: aligned_alloc of glibc before 2.38 asks for more and gives the ends back,
+ * so that a freed block serves no request of its size again, and the memory of a server that runs
+ * for long goes to pieces.
+ */
 #include "base/mem.h"
 
 #include <stdarg.h>
@@ -9,7 +14,12 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { HEADER = 64 };
+enum { ALIGN = 64 };
+
+struct header {
+    size_t bytes;
+    void *begin;
+};
 
 static atomic_size_t bytes_now, bytes_peak;
 static atomic_uint_fast64_t n_allocs, fail_at;
@@ -50,17 +60,25 @@ static void count(size_t add, size_t sub)
     atomic_fetch_sub(&bytes_now, sub);
 }
 
+static struct header *header_of(void *p)
+{
+    return (struct header *)p - 1;
+}
+
 void *cr_alloc(size_t n, size_t size)
 {
-    if (must_fail() || (size && n > (SIZE_MAX - 2 * HEADER) / size))
+    const size_t more = sizeof(struct header) + ALIGN - 1;
+    if (must_fail() || (size && n > (SIZE_MAX - more) / size))
         return NULL;
-    size_t bytes = n * size, total = (bytes + 2 * HEADER - 1) / HEADER * HEADER;
-    char *block = aligned_alloc(HEADER, total);
-    if (!block)
+    size_t bytes = n * size;
+    char *begin = malloc(bytes + more);
+    if (!begin)
         return NULL;
-    memcpy(block, &bytes, sizeof bytes);
+    char *p = begin + sizeof(struct header);
+    p += (ALIGN - (uintptr_t)p % ALIGN) % ALIGN;
+    *header_of(p) = (struct header){bytes, begin};
     count(bytes, 0);
-    return block + HEADER;
+    return p;
 }
 
 void *cr_alloc0(size_t n, size_t size)
@@ -71,19 +89,12 @@ void *cr_alloc0(size_t n, size_t size)
     return p;
 }
 
-static size_t block_bytes(const void *p)
-{
-    size_t bytes;
-    memcpy(&bytes, (const char *)p - HEADER, sizeof bytes);
-    return bytes;
-}
-
 void *cr_realloc(void *p, size_t n, size_t size)
 {
     void *q = cr_alloc(n, size);
     if (!q || !p)
         return q;
-    size_t old = block_bytes(p), now = n * size;
+    size_t old = header_of(p)->bytes, now = n * size;
     memcpy(q, p, old < now ? old : now);
     cr_free(p);
     return q;
@@ -93,8 +104,8 @@ void cr_free(void *p)
 {
     if (!p)
         return;
-    count(0, block_bytes(p));
-    free((char *)p - HEADER);
+    count(0, header_of(p)->bytes);
+    free(header_of(p)->begin);
 }
 
 void *cr_huge_area(void *block, size_t bytes)
