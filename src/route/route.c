@@ -156,41 +156,59 @@ static void overrule(struct cr_decision *d, const char *words)
     cr_decision_why(d, "%s (the rule said server: %s)", words, said);
 }
 
-/* The rule's word, by the budget that the past leaves it. With the lock held. */
-static void rule_says(const cr_router *r, const cr_palette *p, const struct cr_signals *s,
+/* The rule's word, by the budget that the past leaves it. False where it cannot judge: what stays
+ * for that is no part of any share. With the lock held. */
+static bool rule_says(const cr_router *r, const cr_palette *p, const struct cr_signals *s,
                       struct cr_decision *out)
 {
     if (r->max_wrong > 0) {
         cr_rule_decide_wrong(r->rule, r->max_wrong, p, s, out);
-        return;
+        return cr_rule_ready_wrong(r->rule, r->max_wrong, p, s->options, NULL) == CR_OK;
     }
+    bool judges = cr_rule_ready(r->rule, r->budget, p, s->options, NULL) == CR_OK;
     double given = r->budget;
-    if (r->budget > 0 && r->budget < 1 && r->rule != CR_RULE_RANDOM) {
+    if (judges && r->budget > 0 && r->budget < 1 && r->rule != CR_RULE_RANDOM) {
         given += r->shift;
         given = given < 0 ? 0 : given > 1 ? 1 : given;
     }
     cr_rule_decide(r->rule, given, p, s, out);
+    return judges;
 }
 
-/* Whether one more may be sent; writes it down. With the lock held. */
-static bool count(cr_router *r, bool server)
+/* May one more be sent? With the lock held. */
+static bool room(const cr_router *r)
 {
-    if (r->window) {
-        r->n_sent -= r->sent[r->at];
-        r->n_decided += r->n_decided < r->window;
-    } else {
-        r->n_decided++;
-    }
-    double most = r->budget * (double)r->n_decided + CAP_SLACK;
-    bool capped = server && r->budget < 1 && (double)(r->n_sent + 1) > most;
-    bool goes = server && !capped;
+    uint64_t sent = r->n_sent - (r->window ? r->sent[r->at] : 0);
+    uint64_t decided = r->n_decided + (r->window == 0 || r->n_decided < r->window);
+    return r->budget >= 1 || (double)(sent + 1) <= r->budget * (double)decided + CAP_SLACK;
+}
+
+/* Writes down where a question goes. With the lock held. */
+static void count(cr_router *r, bool goes)
+{
+    r->n_decided += r->window == 0 || r->n_decided < r->window;
     r->n_sent += goes;
     r->shift += gain * (r->budget - (double)goes);
     if (r->window) {
+        r->n_sent -= r->sent[r->at];
         r->sent[r->at] = goes;
         r->at = (r->at + 1) % r->window;
     }
-    return !capped;
+}
+
+/* The reason when there is no room. With the lock held. */
+static void used_up(const cr_router *r, char words[96])
+{
+    snprintf(words, 96, "the budget of %g is used up: %llu of the last %llu sent", r->budget,
+             (unsigned long long)r->n_sent, (unsigned long long)r->n_decided);
+}
+
+static void check_way_out(const cr_router *r, struct cr_decision *d)
+{
+    if (d->server && r->offline)
+        overrule(d, "offline");
+    else if (d->server && !r->n_upstreams)
+        overrule(d, "no upstream is set");
 }
 
 void cr_router_decide(cr_router *r, const cr_palette *p, const struct cr_signals *s,
@@ -198,10 +216,12 @@ void cr_router_decide(cr_router *r, const cr_palette *p, const struct cr_signals
 {
     char words[96] = "";
     pthread_mutex_lock(&r->lock);
-    rule_says(r, p, s, out);
-    if (wish == CR_ROUTE_AUTO && !count(r, out->server))
-        snprintf(words, sizeof words, "the budget of %g is used up: %llu of the last %llu sent",
-                 r->budget, (unsigned long long)r->n_sent, (unsigned long long)r->n_decided);
+    if (rule_says(r, p, s, out) && wish == CR_ROUTE_AUTO) {
+        bool goes = out->server && room(r);
+        count(r, goes);
+        if (out->server && !goes)
+            used_up(r, words);
+    }
     pthread_mutex_unlock(&r->lock);
     if (wish != CR_ROUTE_AUTO) {
         out->server = wish == CR_ROUTE_SERVER;
@@ -209,10 +229,46 @@ void cr_router_decide(cr_router *r, const cr_palette *p, const struct cr_signals
     } else if (*words) {
         overrule(out, words);
     }
-    if (out->server && r->offline)
-        overrule(out, "offline");
-    else if (out->server && !r->n_upstreams)
-        overrule(out, "no upstream is set");
+    check_way_out(r, out);
+}
+
+/* Is the rule's word, in *out, the same for the surest answer as for the least sure? *judges: see
+ * rule_says. With the lock held. */
+static bool is_certain(const cr_router *r, const cr_palette *p, const struct cr_signals *s,
+                       struct cr_decision *out, bool *judges)
+{
+    struct cr_signals sure = *s;
+    struct cr_decision most;
+    sure.confidence = 1;
+    sure.demand_conf = 0;
+    rule_says(r, p, &sure, &most);
+    *judges = rule_says(r, p, s, out); /* what is not known counts as demanding */
+    return out->server == most.server && isnan(out->gain); /* LEARNED reads more of the answer */
+}
+
+bool cr_router_decide_early(cr_router *r, const cr_palette *p, const struct cr_signals *s,
+                            enum cr_route_wish wish, struct cr_decision *out)
+{
+    char words[96];
+    if (wish != CR_ROUTE_AUTO) {
+        cr_router_decide(r, p, s, wish, out);
+        return true;
+    }
+    pthread_mutex_lock(&r->lock);
+    bool full = !room(r), judges, certain = is_certain(r, p, s, out, &judges);
+    bool capped = full && (!certain || out->server), decided = certain || full;
+    if (judges && decided)
+        count(r, out->server && !full);
+    used_up(r, words);
+    pthread_mutex_unlock(&r->lock);
+    if (capped && certain) {
+        overrule(out, words);
+    } else if (capped) {
+        out->server = false;
+        cr_decision_why(out, "%s", words);
+    }
+    check_way_out(r, out);
+    return decided;
 }
 
 const char *cr_router_closed(const cr_router *r)
@@ -221,11 +277,6 @@ const char *cr_router_closed(const cr_router *r)
            : r->offline                            ? "offline"
            : r->budget <= 0 && !(r->max_wrong > 0) ? "the budget is 0"
                                                    : NULL;
-}
-
-bool cr_router_decides_early(const cr_router *r)
-{
-    return r->rule == CR_RULE_RANDOM || r->rule == CR_RULE_SCOPE;
 }
 
 static enum cr_status open_ledger(cr_router *r, struct cr_error *err)

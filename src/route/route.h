@@ -11,8 +11,8 @@
  *             cr_router_failed(&decision, &err);     // why = "upstream failed: ..."
  *     }
  *
- * The device's answer exists before any decision (its forward pass gives the signals), so whatever
- * goes wrong there is an answer. Nothing is sent that the ledger did not record first.
+ * The device can answer whatever goes wrong with the server, and has answered where the rule asks
+ * how sure it was. Nothing is sent that the ledger did not record first.
  * Thread-safe: one worker may decide while several threads send.
  */
 #ifndef CR_ROUTE_H
@@ -79,8 +79,12 @@ void cr_router_decide(cr_router *r, const cr_palette *p, const struct cr_signals
  */
 const char *cr_router_closed(const cr_router *r);
 
-/* Does its rule ask only what the question is, not how the model answered it? RANDOM and SCOPE. */
-bool cr_router_decides_early(const cr_router *r);
+/* Decides as cr_router_decide does, before the model has answered, where no answer could change the
+ * decision: RANDOM and SCOPE always, CRAYON where the question lies out of scope, every rule where
+ * the request wishes, a palette cannot be judged or the budget is used up. s holds what the
+ * question tells. False: the answer matters; nothing was counted, *out is undefined. */
+bool cr_router_decide_early(cr_router *r, const cr_palette *p, const struct cr_signals *s,
+                            enum cr_route_wish wish, struct cr_decision *out);
 
 /* Notes a decision in the ledger, so that `crayon route explain ID` can tell it later. palette: its
  * name, or NULL. What cannot be noted is logged, no more. */

@@ -107,8 +107,11 @@ enum cr_status cr_rule_ready_wrong(enum cr_rule r, double max_wrong, const cr_pa
 
 static void explain_conf(const struct cr_signals *s, struct cr_decision *d, bool low)
 {
-    cr_decision_why(d, "confidence %.3f is %s %.3f", (double)s->confidence,
-                    low ? "below" : "not below", (double)d->min_confidence);
+    if (isnan(s->confidence)) /* no answer was made, and none would do */
+        cr_decision_why(d, "any confidence is below %.3f", (double)d->min_confidence);
+    else
+        cr_decision_why(d, "confidence %.3f is %s %.3f", (double)s->confidence,
+                        low ? "below" : "not below", (double)d->min_confidence);
 }
 
 static void explain_scope(const struct cr_signals *s, struct cr_decision *d, bool far)

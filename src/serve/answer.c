@@ -131,7 +131,10 @@ bool cr_answer_prepare(cr_worker *w, struct cr_job *j, int n_ctx, struct cr_api_
             snprintf(e->param, sizeof e->param, "prompt");
         return false;
     }
-    return prepare_constraints(w, j, e);
+    if (!prepare_constraints(w, j, e))
+        return false;
+    cr_routing_early(cr_worker_routing(w), j);
+    return true;
 }
 
 /* One object a line; of texts only names. */
@@ -227,5 +230,5 @@ void cr_answer_end(cr_worker *w, struct cr_job *j)
         return;
     cr_answer_release(j);
     cr_answer_reply(j);
-    cr_answer_note(cr_worker_options(w), j, "ok");
+    cr_answer_note(cr_worker_options(w), j, j->routed.failed ? "ok, the server failed" : "ok");
 }

@@ -199,7 +199,6 @@ static bool going(void *ud, const char *what, int done, int total)
 
 void cr_special_blend(cr_worker *w, struct cr_job *j)
 {
-    (void)w;
     struct cr_api_error e = {0};
     struct cr_error err = {.status = CR_OK};
     struct cr_examples examples;
@@ -233,6 +232,9 @@ void cr_special_blend(cr_worker *w, struct cr_job *j)
         cr_examples_deinit(&examples);
         j->blend_ms = cr_now_ms() - start;
         json_t *o = status == CR_OK ? report(j, &s, t, n, j->blend_ms) : NULL;
+        json_t *routing = o && name ? cr_routing_json(cr_worker_routing(w), t) : NULL;
+        if (routing)
+            json_object_set_new(o, "crayon", routing);
         if (status == CR_OK && name) {
             memcpy(t->sha256, key, sizeof t->sha256);
             status = cr_shelf_put(j->shelf, cr_target_ref(t), &err);

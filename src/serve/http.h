@@ -59,6 +59,8 @@ struct cr_route {
 };
 
 int cr_server_ctx(const cr_server *s); /* tokens of one request */
+/* Logs it where the rule cannot judge questions to t: they never leave. */
+void cr_server_say_what_stays(const cr_server *s, const struct cr_target *t);
 /* routes.c. *known: the path exists, with another method. */
 const struct cr_route *cr_route_find(const char *method, const char *path, bool *known);
 

@@ -120,6 +120,23 @@ bool cr_job_client_gone(struct cr_job *j)
     return gone;
 }
 
+void cr_job_measure(const struct cr_job *j, struct cr_metrics *m)
+{
+    double now = cr_now_ms();
+    bool away = j->routed.server;
+    cr_metric_request(m, j->metric, j->http, away);
+    cr_metric_tokens(m, CR_TOKENS_PROMPT, j->n_prompt, away);
+    cr_metric_tokens(m, CR_TOKENS_CACHED, j->n_cached, away);
+    cr_metric_tokens(m, CR_TOKENS_ANSWER, j->n_answer, away);
+    if (j->first_ms > 0) {
+        cr_metric_time(&m->first_token, j->first_ms - j->pushed_ms);
+        if (j->n_answer > j->n_choices)
+            cr_metric_time(&m->token, (now - j->first_ms) / (double)(j->n_answer - j->n_choices) *
+                                          (double)j->n_choices);
+    }
+    cr_metric_time(&m->blend, j->blend_ms);
+}
+
 void cr_cond_init(pthread_cond_t *c)
 {
     pthread_condattr_t attr;

@@ -73,12 +73,17 @@ bool cr_job_puts(struct cr_job *j, const char *text);
 /* Ends it with an error, in the shape of its dialect and whether or not bytes have gone out. */
 void cr_job_fail(struct cr_job *j, const struct cr_api_error *e);
 bool cr_job_client_gone(struct cr_job *j);
+/* Counts a job that is over. */
+void cr_job_measure(const struct cr_job *j, struct cr_metrics *m);
 
 /* schedule.c: the worker, its bounded queue and the passes. */
 enum cr_status cr_worker_new(cr_worker **out, const struct cr_serve_options *opt,
                              struct cr_metrics *metrics, struct cr_error *err);
 /* Queues a job (its worker reference is taken). False when the queue is full or closing. */
 bool cr_worker_push(cr_worker *w, struct cr_job *j);
+/* Queues a job that has been ready before, whatever waits: its server failed. The worker has its
+ * reference again; where it is closing the job is failed first, and false. */
+bool cr_worker_push_back(cr_worker *w, struct cr_job *j);
 int cr_worker_waiting(cr_worker *w); /* jobs that have not begun */
 int cr_worker_active(cr_worker *w);  /* all jobs */
 /* Waits until nothing is queued or running, at most ms milliseconds. */

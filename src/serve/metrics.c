@@ -16,17 +16,17 @@ static const unsigned long long bounds[CR_METRIC_BUCKETS] = {
     1000,   2500,   5000,    10000,   25000,   50000,    100000,
     250000, 500000, 1000000, 2500000, 5000000, 10000000, 60000000};
 
-void cr_metric_request(struct cr_metrics *m, size_t endpoint, int http)
+void cr_metric_request(struct cr_metrics *m, size_t endpoint, int http, bool by_server)
 {
     size_t e = endpoint < CR_METRIC_ENDPOINTS ? endpoint : CR_METRIC_ENDPOINTS - 1, c = 0;
     while (c < CR_METRIC_CODES - 1 && codes[c] != http)
         c++;
-    atomic_fetch_add(&m->requests[e][c], 1);
+    atomic_fetch_add(&m->requests[by_server][e][c], 1);
 }
 
-void cr_metric_tokens(struct cr_metrics *m, enum cr_metric_tokens kind, size_t n)
+void cr_metric_tokens(struct cr_metrics *m, enum cr_metric_tokens kind, size_t n, bool by_server)
 {
-    atomic_fetch_add(&m->tokens[kind], n);
+    atomic_fetch_add(&m->tokens[by_server][kind], n);
 }
 
 void cr_metric_time(struct cr_histogram *h, double ms)
@@ -71,27 +71,30 @@ bool cr_metrics_text(const struct cr_metrics *m, const struct cr_metric_facts *f
                      struct cr_buf *out)
 {
     static const char *const kinds[CR_TOKENS_KINDS] = {"prompt", "cached", "answer", "run"};
+    static const char *const routes[2] = {"device", "server"};
     cr_buf_puts(out, "# HELP crayon_requests_total Requests by endpoint and status.\n"
                      "# TYPE crayon_requests_total counter\n");
-    for (size_t e = 0; e < CR_METRIC_ENDPOINTS; e++)
-        for (size_t c = 0; c < CR_METRIC_CODES; c++) {
-            unsigned long long n = atomic_load(&m->requests[e][c]);
-            if (n == 0)
-                continue;
-            cr_buf_printf(out, "crayon_requests_total{endpoint=\"%s\",code=\"",
-                          cr_metric_endpoints[e]);
-            if (codes[c])
-                cr_buf_printf(out, "%d", codes[c]);
-            else
-                cr_buf_puts(out, "other");
-            cr_buf_printf(out, "\",route=\"device\"} %llu\n", n);
-        }
+    for (size_t i = 0; i < 2 * CR_METRIC_ENDPOINTS * CR_METRIC_CODES; i++) {
+        size_t c = i % CR_METRIC_CODES, e = i / CR_METRIC_CODES % CR_METRIC_ENDPOINTS;
+        size_t r = i / CR_METRIC_CODES / CR_METRIC_ENDPOINTS;
+        unsigned long long n = atomic_load(&m->requests[r][e][c]);
+        if (n == 0)
+            continue;
+        cr_buf_printf(out, "crayon_requests_total{endpoint=\"%s\",code=\"", cr_metric_endpoints[e]);
+        if (codes[c])
+            cr_buf_printf(out, "%d", codes[c]);
+        else
+            cr_buf_puts(out, "other");
+        cr_buf_printf(out, "\",route=\"%s\"} %llu\n", routes[r], n);
+    }
     cr_buf_puts(out,
                 "# HELP crayon_tokens_total Tokens of prompts, of them reused from the cache, of "
                 "answers, and run through the model.\n# TYPE crayon_tokens_total counter\n");
-    for (size_t k = 0; k < CR_TOKENS_KINDS; k++)
-        cr_buf_printf(out, "crayon_tokens_total{kind=\"%s\",route=\"device\"} %llu\n", kinds[k],
-                      (unsigned long long)atomic_load(&m->tokens[k]));
+    for (size_t r = 0; r < 2; r++)
+        for (size_t k = 0; k < CR_TOKENS_KINDS; k++)
+            if (r == 0 || k == CR_TOKENS_PROMPT || k == CR_TOKENS_ANSWER)
+                cr_buf_printf(out, "crayon_tokens_total{kind=\"%s\",route=\"%s\"} %llu\n", kinds[k],
+                              routes[r], (unsigned long long)atomic_load(&m->tokens[r][k]));
     histogram(out, "crayon_time_to_first_token_seconds", "",
               "From the end of the request to the first token.", &m->first_token);
     histogram(out, "crayon_token_seconds", "",
@@ -119,8 +122,8 @@ bool cr_metrics_text(const struct cr_metrics *m, const struct cr_metric_facts *f
         (unsigned long long)atomic_load(&m->upload_bytes));
     seconds(out, atomic_load(&m->cost_micro));
     cr_buf_puts(out, "\n");
-    unsigned long long prompt = atomic_load(&m->tokens[CR_TOKENS_PROMPT]),
-                       cached = atomic_load(&m->tokens[CR_TOKENS_CACHED]);
+    unsigned long long prompt = atomic_load(&m->tokens[0][CR_TOKENS_PROMPT]),
+                       cached = atomic_load(&m->tokens[0][CR_TOKENS_CACHED]);
     unsigned long long share = prompt ? cached * 1000000 / prompt : 0;
     cr_buf_puts(out, "# HELP crayon_kv_hit_ratio Share of prompt tokens found in the cache.\n"
                      "# TYPE crayon_kv_hit_ratio gauge\ncrayon_kv_hit_ratio ");

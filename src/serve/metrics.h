@@ -26,8 +26,9 @@ enum cr_metric_tokens {
 };
 
 struct cr_metrics {
-    atomic_ullong requests[CR_METRIC_ENDPOINTS][CR_METRIC_CODES];
-    atomic_ullong tokens[CR_TOKENS_KINDS];
+    /* first index: answered by this device, by a server */
+    atomic_ullong requests[2][CR_METRIC_ENDPOINTS][CR_METRIC_CODES];
+    atomic_ullong tokens[2][CR_TOKENS_KINDS];
     struct cr_histogram first_token, token, blend;
     /* of routing */
     atomic_ullong by_rule, by_wish, failed; /* requests for the server; failed ones of them */
@@ -36,8 +37,8 @@ struct cr_metrics {
 
 /* Endpoint: index of the fixed list below, out of range counts as "other". */
 extern const char *const cr_metric_endpoints[CR_METRIC_ENDPOINTS];
-void cr_metric_request(struct cr_metrics *m, size_t endpoint, int http);
-void cr_metric_tokens(struct cr_metrics *m, enum cr_metric_tokens kind, size_t n);
+void cr_metric_request(struct cr_metrics *m, size_t endpoint, int http, bool by_server);
+void cr_metric_tokens(struct cr_metrics *m, enum cr_metric_tokens kind, size_t n, bool by_server);
 void cr_metric_time(struct cr_histogram *h, double ms);
 /* What the text needs beside the counters. */
 struct cr_metric_facts {

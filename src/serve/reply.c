@@ -39,9 +39,9 @@ json_t *cr_reply_crayon(const struct cr_job *j)
         json_array_append_new(blend, json_pack("{s:s, s:s?, s:f}", "name", t->name, "sha256",
                                                t->sha256[0] ? t->sha256 : NULL, "weight", 1.0));
     const struct cr_routed *d = &j->routed;
-    double sure = isfinite(d->confidence) ? d->confidence
-                  : j->n_answer           ? exp(sum / (double)j->n_answer)
-                                          : NAN;
+    double sure = isfinite(d->confidence)     ? d->confidence
+                  : j->n_answer && !d->server ? exp(sum / (double)j->n_answer)
+                                              : NAN;
     json_t *o =
         json_pack("{s:s, s:s, s:o, s:o, s:I}", "route", d->server ? "server" : "device", "why",
                   d->why, "confidence", isfinite(sure) ? json_real(sure) : json_null(), "blend",

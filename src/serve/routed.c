@@ -4,7 +4,6 @@
 
 #ifdef CRAYON_ROUTE
 
-#include "adapt/embed.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "route/route.h"
@@ -21,6 +20,7 @@ struct cr_routing {
     cr_router *router;
     const struct cr_serve_options *opt;
     struct cr_metrics *metrics;
+    cr_worker *worker;
     pthread_mutex_t lock;
     pthread_cond_t change;
     int n_away;
@@ -34,7 +34,7 @@ struct away { /* a job on its way to the server */
 };
 
 enum cr_status cr_routing_new(cr_routing **out, const struct cr_serve_options *opt,
-                              struct cr_metrics *metrics, struct cr_error *err)
+                              struct cr_metrics *metrics, cr_worker *worker, struct cr_error *err)
 {
     *out = NULL;
     if (!opt->router)
@@ -45,10 +45,22 @@ enum cr_status cr_routing_new(cr_routing **out, const struct cr_serve_options *o
     r->router = opt->router;
     r->opt = opt;
     r->metrics = metrics;
+    r->worker = worker;
     pthread_mutex_init(&r->lock, NULL);
     cr_cond_init(&r->change);
     *out = r;
     return CR_OK;
+}
+
+json_t *cr_routing_json(const cr_routing *r, const struct cr_target *t)
+{
+    struct cr_error err;
+    if (!r)
+        return NULL;
+    const char *why = cr_router_closed(r->router);
+    if (!why && cr_router_ready(r->router, t->palette, &err) != CR_OK)
+        why = err.msg;
+    return why ? json_pack("{s:b, s:s}", "routed", 0, "why", why) : json_pack("{s:b}", "routed", 1);
 }
 
 bool cr_routing_wait(cr_routing *r, int ms)
@@ -135,15 +147,6 @@ static void note(cr_routing *r, struct cr_job *j, const struct cr_signals *s,
     keep(j, d);
 }
 
-static void decide(cr_routing *r, struct cr_job *j, const struct cr_signals *s)
-{
-    struct cr_decision d;
-    cr_router_decide(r->router, j->target->palette, s, wish_of(j), &d);
-    note(r, j, s, &d);
-    j->routed.known = true;
-    j->routed.scope = (double)s->scope;
-}
-
 void cr_routing_begin(cr_routing *r, struct cr_job *j, struct cr_api_error *e)
 {
     struct cr_routed *d = &j->routed;
@@ -159,26 +162,15 @@ void cr_routing_begin(cr_routing *r, struct cr_job *j, struct cr_api_error *e)
                          here);
     snprintf(d->why, sizeof d->why, "%s", here ? here : "");
     d->hold = !here;
-    if (d->hold && wish == CR_ROUTE_AUTO && cr_router_decides_early(r->router)) {
-        struct cr_signals s;
-        cr_signals_init(&s);
-        scope_of(r, &s, j);
-        decide(r, j, &s);
-        d->hold = d->server;
-    }
 }
 
-void cr_routing_decide(cr_routing *r, struct cr_job *j)
+/* The decision stands; one for the server takes a place among those that are away. */
+static void settle(cr_routing *r, struct cr_job *j, const struct cr_decision *decision)
 {
-    struct cr_signals s;
     struct cr_routed *d = &j->routed;
-    cr_signals_init(&s);
-    confidence_of(&s, &j->choices[0]);
-    if (!d->known) {
-        scope_of(r, &s, j);
-        decide(r, j, &s);
-    }
-    d->confidence = (double)s.confidence;
+    note(r, j, &d->signals, decision);
+    d->known = true;
+    d->scope = (double)d->signals.scope;
     pthread_mutex_lock(&r->lock);
     d->away = d->server && r->n_away < MAX_AWAY;
     r->n_away += d->away;
@@ -187,8 +179,34 @@ void cr_routing_decide(cr_routing *r, struct cr_job *j)
         struct cr_decision full = {.server = false};
         cr_decision_why(&full, "%d requests are on their way to the server, no more are sent",
                         (int)MAX_AWAY);
-        note(r, j, &s, &full);
+        note(r, j, &d->signals, &full);
     }
+}
+
+void cr_routing_early(cr_routing *r, struct cr_job *j)
+{
+    struct cr_routed *d = &j->routed;
+    struct cr_decision decision;
+    if (!d->hold)
+        return;
+    cr_signals_init(&d->signals);
+    scope_of(r, &d->signals, j);
+    if (!cr_router_decide_early(r->router, j->target->palette, &d->signals, wish_of(j), &decision))
+        return;
+    settle(r, j, &decision);
+    d->hold = d->away;
+    cr_free(j->choices[0].tops); /* nobody asks any more how sure each token was */
+    j->choices[0].tops = NULL;
+}
+
+void cr_routing_decide(cr_routing *r, struct cr_job *j)
+{
+    struct cr_routed *d = &j->routed;
+    struct cr_decision decision;
+    confidence_of(&d->signals, &j->choices[0]);
+    cr_router_decide(r->router, j->target->palette, &d->signals, wish_of(j), &decision);
+    settle(r, j, &decision);
+    d->confidence = (double)d->signals.confidence;
 }
 
 /* ---- asking the server ----------------------------------------------------------------------- */
@@ -201,6 +219,7 @@ static bool begin_text(struct away *a)
     struct cr_error err;
     a->begun = true;
     j->routed.hold = false;
+    j->first_ms = cr_now_ms();
     c->text.len = 0;
     c->finish = NULL;
     if (cr_text_out_init(&c->out, (const char *const *)j->req.stop, j->req.n_stop, c->out.on_text,
@@ -274,6 +293,40 @@ static void finish_server(struct cr_job *j, const struct cr_remote_answer *got)
         c->broken = true;
 }
 
+/* The model's answer, where the server gives none: what was held, and true, or the model makes it
+ * now, and false: the job is the worker's again. */
+static bool give_here(cr_routing *r, struct cr_job *j)
+{
+    if (j->choices[0].finish) {
+        cr_answer_release(j);
+        cr_answer_reply(j);
+        return true;
+    }
+    j->routed.hold = false;
+    j->routed.failed = true;
+    if (j->req.stream) {
+        cr_writer_of(j->req.kind)->start(j);
+        cr_job_news(j, 200, false);
+    }
+    return !cr_worker_push_back(r->worker, j);
+}
+
+/* What was away is over. */
+static void end(cr_routing *r, struct cr_job *j, const char *how)
+{
+    cr_job_measure(j, r->metrics);
+    cr_answer_note(r->opt, j, how);
+    cr_job_unref(j);
+}
+
+static void back(cr_routing *r)
+{
+    pthread_mutex_lock(&r->lock);
+    r->n_away--;
+    pthread_cond_broadcast(&r->change);
+    pthread_mutex_unlock(&r->lock);
+}
+
 static void *run(void *ud)
 {
     struct away a = *(struct away *)ud;
@@ -281,6 +334,7 @@ static void *run(void *ud)
     struct cr_remote_answer got = {0};
     struct cr_error err = {.status = CR_OK};
     cr_free(ud);
+    bool here = true; /* the job ends with this thread */
     enum cr_status st = ask_server(&a, &got, &err);
     struct cr_metrics *m = a.r->metrics;
     atomic_fetch_add(wish_of(j) == CR_ROUTE_SERVER ? &m->by_wish : &m->by_rule, 1);
@@ -297,25 +351,21 @@ static void *run(void *ud)
         cr_api_error_set(&e, 502, NULL, "upstream_failed", "the server's answer broke off: %s",
                          err.msg);
         cr_job_fail(j, &e);
-    } else { /* the model's answer, which was held */
+    } else {
         struct cr_decision d = {.server = true};
         cr_router_failed(&d, &err);
         keep(j, &d);
-        cr_answer_release(j);
-        cr_answer_reply(j);
+        here = give_here(a.r, j);
     }
     if (st != CR_OK && !stopped)
         atomic_fetch_add(&m->failed, 1);
     cr_remote_answer_deinit(&got);
-    cr_answer_note(a.r->opt, j,
-                   st == CR_OK || stopped ? "ok, by the server"
-                   : a.begun              ? "the server broke off"
-                                          : "ok, the server failed");
-    cr_job_unref(j);
-    pthread_mutex_lock(&a.r->lock);
-    a.r->n_away--;
-    pthread_cond_broadcast(&a.r->change);
-    pthread_mutex_unlock(&a.r->lock);
+    if (here)
+        end(a.r, j,
+            st == CR_OK || stopped ? "ok, by the server"
+            : a.begun              ? "the server broke off"
+                                   : "ok, the server failed");
+    back(a.r);
     return NULL;
 }
 
@@ -336,13 +386,9 @@ void cr_routing_start(cr_routing *r, struct cr_job *j)
     cr_free(a);
     j->routed.server = false;
     snprintf(j->routed.why, sizeof j->routed.why, "upstream failed: the system gave no thread");
-    cr_answer_release(j);
-    cr_answer_reply(j);
-    cr_job_unref(j);
-    pthread_mutex_lock(&r->lock);
-    r->n_away--;
-    pthread_cond_broadcast(&r->change);
-    pthread_mutex_unlock(&r->lock);
+    if (give_here(r, j))
+        end(r, j, "ok, the server failed");
+    back(r);
 }
 
 #else /* CRAYON_ROUTE */
@@ -353,11 +399,17 @@ void cr_routing_start(cr_routing *r, struct cr_job *j)
 #include <string.h>
 
 enum cr_status cr_routing_new(cr_routing **out, const struct cr_serve_options *opt,
-                              struct cr_metrics *metrics, struct cr_error *err)
+                              struct cr_metrics *metrics, cr_worker *worker, struct cr_error *err)
 {
-    (void)opt, (void)metrics, (void)err;
+    (void)opt, (void)metrics, (void)worker, (void)err;
     *out = NULL;
     return CR_OK;
+}
+
+json_t *cr_routing_json(const cr_routing *r, const struct cr_target *t)
+{
+    (void)r, (void)t;
+    return NULL;
 }
 
 bool cr_routing_wait(cr_routing *r, int ms)
@@ -378,6 +430,11 @@ void cr_routing_begin(cr_routing *r, struct cr_job *j, struct cr_api_error *e)
     snprintf(j->routed.why, sizeof j->routed.why, "built without routing");
     if (j->req.route && strcmp(j->req.route, "server") == 0)
         cr_api_error_set(e, 400, "crayon.route", NULL, "crayon.route: built without routing");
+}
+
+void cr_routing_early(cr_routing *r, struct cr_job *j)
+{
+    (void)r, (void)j;
 }
 
 void cr_routing_decide(cr_routing *r, struct cr_job *j)

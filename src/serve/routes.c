@@ -20,6 +20,9 @@ static json_t *model_json(cr_server *s, const struct cr_target *t)
         "{s:o, s:s, s:I, s:s, s:i, s:s?}", "id", id ? cr_api_text(id, strlen(id)) : json_null(),
         "object", "model", "created", (json_int_t)t->created, "owned_by", "crayon", "max_model_len",
         cr_server_ctx(s), "parent", t->name[0] ? cr_shelf_model_name(s->shelf) : NULL);
+    json_t *routing = cr_routing_json(cr_worker_routing(s->worker), t);
+    if (routing)
+        json_object_set_new(o, "crayon", routing);
     cr_free(id);
     return o;
 }
@@ -375,6 +378,22 @@ static bool is_below(const char *dir, const char *path, char **full)
     return *full != NULL;
 }
 
+/* The answer to a load; a palette that the rule cannot judge is told of here and in the log. */
+static json_t *loaded_json(cr_server *s, const char *name)
+{
+    json_t *o = json_pack("{s:s, s:s}", "status", "loaded", "name", name);
+    char *id = cr_asprintf("%s:%s", cr_shelf_model_name(s->shelf), name);
+    struct cr_target *t = id ? cr_shelf_find(s->shelf, id) : NULL;
+    json_t *routing = t ? cr_routing_json(cr_worker_routing(s->worker), t) : NULL;
+    if (routing)
+        json_object_set_new(o, "crayon", routing);
+    if (t)
+        cr_server_say_what_stays(s, t);
+    cr_target_unref(t);
+    cr_free(id);
+    return o;
+}
+
 static enum MHD_Result post_load(cr_server *s, struct MHD_Connection *c, struct cr_talk *t)
 {
     enum MHD_Result done = MHD_NO;
@@ -398,7 +417,7 @@ static enum MHD_Result post_load(cr_server *s, struct MHD_Connection *c, struct 
     else if (cr_shelf_load(s->shelf, name, full, !replace, &err) != CR_OK)
         done = send_library_error(c, t, &err);
     else
-        done = cr_send_json(c, t, 200, json_pack("{s:s, s:s}", "status", "loaded", "name", name));
+        done = cr_send_json(c, t, 200, loaded_json(s, name));
     cr_free(full);
     json_decref(v);
     return done;

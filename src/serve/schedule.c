@@ -19,6 +19,7 @@
 #include "serve/lanes.h"
 #include "serve/reply.h"
 
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -89,26 +90,10 @@ static void leave_lane(cr_worker *w, struct cr_choice *c, bool keep)
         }
 }
 
-static void measure(cr_worker *w, struct cr_job *j)
-{
-    double now = cr_now_ms();
-    cr_metric_request(w->metrics, j->metric, j->http);
-    cr_metric_tokens(w->metrics, CR_TOKENS_PROMPT, j->n_prompt);
-    cr_metric_tokens(w->metrics, CR_TOKENS_CACHED, j->n_cached);
-    cr_metric_tokens(w->metrics, CR_TOKENS_ANSWER, j->n_answer);
-    if (j->first_ms > 0) {
-        cr_metric_time(&w->metrics->first_token, j->first_ms - j->pushed_ms);
-        if (j->n_answer > j->n_choices)
-            cr_metric_time(&w->metrics->token, (now - j->first_ms) /
-                                                   (double)(j->n_answer - j->n_choices) *
-                                                   (double)j->n_choices);
-    }
-    cr_metric_time(&w->metrics->blend, j->blend_ms);
-}
-
 static void end_job(cr_worker *w, struct cr_job *j)
 {
-    measure(w, j);
+    if (!j->routed.away)
+        cr_job_measure(j, w->metrics);
     pthread_mutex_lock(&w->lock);
     w->n_waiting -= j->n_begun == 0;
     w->n_active--;
@@ -173,6 +158,8 @@ static void read_new_jobs(cr_worker *w)
         j->prepared = true;
         if (!cr_answer_prepare(w, j, cr_lanes_ctx(w->lanes), &e)) {
             fail_job(w, j, &e);
+        } else if (j->routed.away) {
+            drop_job(w, j);
         } else if (j->req.stream && !j->routed.hold) {
             cr_writer_of(j->req.kind)->start(j);
             cr_job_news(j, 200, false);
@@ -293,7 +280,7 @@ static void pass(cr_worker *w)
     size_t total = 0;
     for (size_t i = 0; i < w->n_work; i++)
         total += w->work[i].n;
-    cr_metric_tokens(w->metrics, CR_TOKENS_RUN, total);
+    cr_metric_tokens(w->metrics, CR_TOKENS_RUN, total, false);
     if (w->n_work == 0 ||
         cr_lanes_run(w->lanes, w->work, w->n_work, early_logits, on_logits, w, &err) == CR_OK)
         return;
@@ -453,7 +440,7 @@ enum cr_status cr_worker_new(cr_worker **out, const struct cr_serve_options *opt
                                 ? CR_OK
                                 : cr_error_set(err, CR_NO_MEMORY, "server: out of memory");
     if (status == CR_OK)
-        status = cr_routing_new(&w->routing, &w->opt, metrics, err);
+        status = cr_routing_new(&w->routing, &w->opt, metrics, w, err);
     if (status == CR_OK)
         status = cr_lanes_new(&w->lanes, opt->model, opt->parallel, opt->n_ctx, err);
     if (status == CR_OK) {
@@ -470,13 +457,14 @@ enum cr_status cr_worker_new(cr_worker **out, const struct cr_serve_options *opt
     return CR_OK;
 }
 
-bool cr_worker_push(cr_worker *w, struct cr_job *j)
+/* Unless max_waiting jobs wait, or the worker is closing. */
+static bool enqueue(cr_worker *w, struct cr_job *j, int max_waiting)
 {
-    j->pushed_ms = j->sent_ms = cr_now_ms();
     pthread_mutex_lock(&w->lock);
-    bool room = !w->closing && w->n_waiting < w->opt.max_queue;
+    bool room = !w->closing && w->n_waiting < max_waiting;
     if (room) {
         struct cr_job ***last = j->special ? &w->last_special : &w->last;
+        j->next = NULL;
         **last = j;
         *last = &j->next;
         w->n_waiting++;
@@ -485,6 +473,22 @@ bool cr_worker_push(cr_worker *w, struct cr_job *j)
     }
     pthread_mutex_unlock(&w->lock);
     return room;
+}
+
+bool cr_worker_push(cr_worker *w, struct cr_job *j)
+{
+    j->pushed_ms = j->sent_ms = cr_now_ms();
+    return enqueue(w, j, w->opt.max_queue);
+}
+
+bool cr_worker_push_back(cr_worker *w, struct cr_job *j)
+{
+    if (enqueue(w, j, INT_MAX))
+        return true;
+    struct cr_api_error e;
+    cr_api_error_set(&e, 503, NULL, NULL, "the server is stopping");
+    cr_job_fail(j, &e);
+    return false;
 }
 
 int cr_worker_waiting(cr_worker *w)
@@ -503,10 +507,21 @@ int cr_worker_active(cr_worker *w)
     return n;
 }
 
+static int left_ms(double end)
+{
+    double left = end - cr_now_ms();
+    return left > 0 ? (int)left : 0;
+}
+
 bool cr_worker_wait_idle(cr_worker *w, int ms)
 {
-    bool idle = cr_wait_for_zero(&w->n_active, &w->lock, &w->change, ms);
-    return cr_routing_wait(w->routing, idle ? ms : 0) && idle;
+    double end = cr_now_ms() + ms;
+    bool idle;
+    do { /* what a server did not answer comes back */
+        idle = cr_wait_for_zero(&w->n_active, &w->lock, &w->change, left_ms(end)) &&
+               cr_routing_wait(w->routing, left_ms(end));
+    } while (idle && cr_worker_active(w) > 0);
+    return idle;
 }
 
 void cr_worker_free(cr_worker *w)

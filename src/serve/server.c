@@ -337,7 +337,8 @@ static void on_completed(void *ud, struct MHD_Connection *c, void **con_cls,
         pthread_mutex_unlock(&t->job->lock);
         cr_job_unref(t->job);
     } else if (t->http) {
-        cr_metric_request(&s->metrics, t->route ? t->route->metric : CR_METRIC_ENDPOINTS, t->http);
+        cr_metric_request(&s->metrics, t->route ? t->route->metric : CR_METRIC_ENDPOINTS, t->http,
+                          false);
     }
     cr_buf_deinit(&t->body);
     cr_free(t->rest);
@@ -465,6 +466,16 @@ static unsigned connection_limit(void)
     return n < MAX_CONNECTIONS ? (unsigned)n : MAX_CONNECTIONS;
 }
 
+void cr_server_say_what_stays(const cr_server *s, const struct cr_target *t)
+{
+    struct cr_error err;
+    if (!s->opt.router || cr_router_ready(s->opt.router, t->palette, &err) == CR_OK)
+        return;
+    char *id = cr_shelf_id(s->shelf, t);
+    cr_log(CR_LOG_WARN, "%s: its questions stay here: %s", id ? id : "", err.msg);
+    cr_free(id);
+}
+
 /* Palettes that the rule cannot judge are served all the same: their questions never leave, which
  * the administrator hears now and each answer tells as its reason. */
 static void say_what_stays(const cr_server *s)
@@ -472,11 +483,7 @@ static void say_what_stays(const cr_server *s)
     struct cr_target *v[CR_SHELF_MAX];
     size_t n = s->opt.router ? cr_shelf_all(s->shelf, v, CR_SHELF_MAX) : 0;
     for (size_t i = 0; i < n; i++) {
-        struct cr_error err;
-        char *id = cr_shelf_id(s->shelf, v[i]);
-        if (cr_router_ready(s->opt.router, v[i]->palette, &err) != CR_OK)
-            cr_log(CR_LOG_WARN, "%s: its questions stay here: %s", id ? id : "", err.msg);
-        cr_free(id);
+        cr_server_say_what_stays(s, v[i]);
         cr_target_unref(v[i]);
     }
 }

@@ -7,6 +7,7 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "route/calibrate.h"
+#include "route/learned.h"
 #include "route/route.h"
 
 #include <math.h>
@@ -270,6 +271,25 @@ static void test_share_follows_the_budget(void **state)
         }
 }
 
+/* What the rule cannot judge stays, however long nothing leaves, and is no part of the share. */
+static void test_what_cannot_be_judged_stays(void **state)
+{
+    (void)state;
+    cr_router *r;
+    struct cr_decision d;
+    struct cr_palette bare = {.name = "bare"};
+    options.rule = CR_RULE_CONF;
+    options.budget = 0.3;
+    assert_int_equal(cr_router_new(&r, &options, &err), CR_OK);
+    for (int i = 0; i < 1000; i++) {
+        struct cr_signals s = signals_nr(0);
+        cr_router_decide(r, &bare, &s, CR_ROUTE_AUTO, &d);
+        assert_false(d.server);
+        assert_non_null(strstr(d.why, "has no calibration"));
+    }
+    cr_router_free(r);
+}
+
 /* The window forgets: after a quiet time the budget is there again, but never more than its share
  * of any window. */
 static void test_window_slides(void **state)
@@ -292,6 +312,77 @@ static void test_window_slides(void **state)
     }
     assert_true(was[200]);
     cr_router_free(r);
+}
+
+/* Two routers get the same questions: one may decide before it knows the answer, the other never.
+ * They decide the same. Returns how many of 600 were decided early. */
+static int both(enum cr_rule rule, double budget, double max_wrong, const struct cr_palette *p)
+{
+    cr_router *early, *late;
+    struct cr_rng rng;
+    int n_early = 0;
+    cr_rng_init(&rng, 9);
+    options.rule = rule;
+    options.budget = budget;
+    options.max_wrong = max_wrong;
+    assert_int_equal(cr_router_new(&early, &options, &err), CR_OK);
+    assert_int_equal(cr_router_new(&late, &options, &err), CR_OK);
+    for (int i = 0; i < 600; i++) {
+        struct cr_decision a, b;
+        struct cr_signals s = signals_nr(cr_rng_u64(&rng));
+        s.demand_scope = (float)(3 * cr_rng_double(&rng) - (i < 300 ? 1 : 0));
+        bool known = cr_router_decide_early(early, p, &s, CR_ROUTE_AUTO, &a);
+        s.demand_conf = (float)cr_rng_double(&rng);
+        s.confidence = 1 - s.demand_conf;
+        if (!known)
+            cr_router_decide(early, p, &s, CR_ROUTE_AUTO, &a);
+        cr_router_decide(late, p, &s, CR_ROUTE_AUTO, &b);
+        if (a.server != b.server)
+            fail_msg("%s, budget %g, question %d: %s; %s", cr_rule_name(rule), budget, i, a.why,
+                     b.why);
+        assert_null(strstr(a.why, "nan"));
+        n_early += known;
+    }
+    cr_router_free(early);
+    cr_router_free(late);
+    return n_early;
+}
+
+static void test_what_is_decided_early_stands(void **state)
+{
+    (void)state;
+    static float conf[300], scope[300];
+    struct cr_study_row rows[300];
+    struct cr_palette p = {.name = "t"}, bare = {.name = "bare"};
+    struct cr_rng rng;
+    cr_rng_init(&rng, 4);
+    for (int i = 0; i < 300; i++) {
+        conf[i] = (float)cr_rng_double(&rng);
+        scope[i] = (float)(3 * cr_rng_double(&rng) - 1);
+        cr_signals_init(&rows[i].signals);
+        rows[i].device_right = conf[i] < 0.5f;
+        rows[i].signals.demand_conf = conf[i];
+        rows[i].signals.confidence = 1 - conf[i];
+        rows[i].signals.demand_scope = scope[i];
+    }
+    assert_int_equal(cr_calibration_fit(&p.calibration, conf, scope, 300, false, NULL), CR_OK);
+    assert_int_equal(cr_calibration_label(&p.calibration, rows, 300, false, NULL, NULL, NULL),
+                     CR_OK);
+    assert_true(p.calibration.learned.n_rows > 0);
+    assert_int_equal(both(CR_RULE_RANDOM, 0.3, 0, &p), 600);
+    assert_int_equal(both(CR_RULE_SCOPE, 0.3, 0, &p), 600);
+    int n_crayon = both(CR_RULE_CRAYON, 0.3, 0, &p), n_conf = both(CR_RULE_CONF, 0.3, 0, &p);
+    int n_learned = both(CR_RULE_LEARNED, 0.3, 0, &p);
+    print_message("early of 600: crayon %d, conf %d, learned %d\n", n_crayon, n_conf, n_learned);
+    assert_in_range(n_crayon, 60, 540);
+    assert_in_range(n_conf, 0, 300); /* where the budget was used up */
+    assert_in_range(n_learned, 0, 300);
+    for (int rule = 0; rule < CR_RULE_COUNT; rule++) {
+        assert_int_equal(both((enum cr_rule)rule, 1, 0, &p), 600);
+        assert_int_equal(both((enum cr_rule)rule, 0, 0, &p), 600);
+        assert_int_equal(both((enum cr_rule)rule, 0.3, 0, &bare), 600); /* cannot be judged */
+        both((enum cr_rule)rule, 1, 0.1, &p);
+    }
 }
 
 static void test_spending_limit(void **state)
@@ -508,7 +599,9 @@ int main(void)
         T(test_wishes_and_offline),
         T(test_budget_is_a_cap),
         T(test_share_follows_the_budget),
+        T(test_what_cannot_be_judged_stays),
         T(test_window_slides),
+        T(test_what_is_decided_early_stands),
         T(test_spending_limit),
         T(test_next_upstream_is_asked),
         T(test_44_masked_on_the_way_out),

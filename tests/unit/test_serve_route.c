@@ -92,7 +92,7 @@ static char *send_it(const char *body)
 }
 
 struct seen {
-    char text[512], route[16], why[512], id[64];
+    char text[512], route[16], why[512], id[64], confidence[32];
     json_int_t left;
 };
 
@@ -118,6 +118,9 @@ static struct seen ask(const char *extra, const char *route_header)
     snprintf(s.route, sizeof s.route, "%s", json_string_value(json_object_get(c, "route")));
     snprintf(s.why, sizeof s.why, "%s", json_string_value(json_object_get(c, "why")));
     snprintf(s.id, sizeof s.id, "%s", json_string_value(json_object_get(v, "id")));
+    char *sure = json_dumps(json_object_get(c, "confidence"), JSON_ENCODE_ANY);
+    snprintf(s.confidence, sizeof s.confidence, "%s", sure);
+    free(sure);
     s.left = json_integer_value(json_object_get(c, "left_device_bytes"));
     assert_string_equal(s.route, route_header);
     json_decref(v);
@@ -157,15 +160,24 @@ static void test_what_is_not_calibrated_is_said_at_the_start(void **state)
     struct seen s = ask("", "device");
     assert_non_null(strstr(s.why, "want a palette"));
     assert_int_equal(totals().rows, 0);
+    char *reply = exchange(server, "GET /v1/models/m HTTP/1.1\r\nHost: localhost\r\n"
+                                   "Connection: close\r\n\r\n");
+    assert_non_null(strstr(reply, "\"crayon\":{\"routed\":false,\"why\":\"rule conf: want"));
+    cr_free(reply);
 }
 
 static void test_server_answers_and_says_so(void **state)
 {
     (void)state;
     begin();
+    char *models = exchange(server, "GET /v1/models HTTP/1.1\r\nHost: localhost\r\n"
+                                    "Connection: close\r\n\r\n");
+    assert_non_null(strstr(models, "\"crayon\":{\"routed\":true}"));
+    cr_free(models);
     struct seen s = ask("", "server");
     assert_string_equal(s.text, "Paris it is");
     assert_string_equal(s.why, "the budget is 1");
+    assert_string_equal(s.confidence, "null"); /* the model was not asked */
     assert_int_equal(s.left, atomic_load(&fake.n_bytes));
     assert_non_null(strstr(fake.request, "Authorization: Bearer CANARY-4711"));
     assert_non_null(strstr(fake.request, "\"model\":\"big\""));
@@ -176,6 +188,9 @@ static void test_server_answers_and_says_so(void **state)
     snprintf(want, sizeof want, "crayon_upload_bytes_total %lld\n", (long long)s.left);
     assert_non_null(strstr(reply, want));
     assert_non_null(strstr(reply, "crayon_escalations_total{reason=\"rule\"} 1\n"));
+    assert_non_null(strstr(reply, "crayon_tokens_total{kind=\"run\",route=\"device\"} 0\n"));
+    assert_non_null(strstr(reply, "crayon_tokens_total{kind=\"answer\",route=\"server\"} 3\n"));
+    assert_non_null(strstr(reply, "{endpoint=\"chat\",code=\"200\",route=\"server\"} 1\n"));
     cr_free(reply);
     /* and it can be explained */
     cr_ledger *l;
@@ -218,6 +233,7 @@ static void test_42_device_answers_when_the_server_fails(void **state)
     fake.text = "500";
     struct seen failed = ask("", "device");
     assert_string_equal(failed.text, here.text);
+    assert_string_equal(failed.confidence, here.confidence);
     assert_non_null(strstr(failed.why, "upstream failed: after 3 tries: upstream: HTTP 500"));
     assert_int_equal(totals().failed, 1);
     /* a stream too: nothing of it is lost */
@@ -226,6 +242,34 @@ static void test_42_device_answers_when_the_server_fails(void **state)
     assert_non_null(strstr(reply, "X-Crayon-Route: device"));
     assert_non_null(strstr(reply, "upstream failed"));
     assert_non_null(strstr(reply, "data: [DONE]"));
+    cr_free(reply);
+}
+
+static void *stop_it(void *ud)
+{
+    cr_server_stop(ud, 10000);
+    return NULL;
+}
+
+/* The server fails while this one drains: the model's answer is still made, and given. */
+static void test_42_also_while_it_stops(void **state)
+{
+    (void)state;
+    pthread_t t;
+    fake.text = "hang";
+    begin();
+    int fd = dial(server);
+    post_on(fd, "/v1/chat/completions", "{\"model\":\"m\"," USER ",\"max_tokens\":3}");
+    for (int i = 0; i < 500 && totals().pending == 0; i++)
+        fake_sleep(&fake, 10);
+    assert_int_equal(pthread_create(&t, NULL, stop_it, server), 0);
+    fake_sleep(&fake, 50);
+    fake.text = "500"; /* for the next try */
+    char *reply = read_all(fd);
+    pthread_join(t, NULL);
+    server = NULL;
+    if (status_of(reply) != 200 || !strstr(reply, "upstream failed"))
+        fail_msg("%s", reply);
     cr_free(reply);
 }
 
@@ -254,7 +298,6 @@ static void test_streams(void **state)
     cr_free(reply);
 }
 
-/* Attack 34 for the way out: the client goes, the server is not waited for. */
 /* A rule that asks only for the question decides before the answer, so that what stays here
  * streams: many pieces, where a held answer is one. */
 static void test_early_decisions_stream(void **state)
@@ -288,6 +331,7 @@ static void test_early_decisions_stream(void **state)
     assert_int_equal(t.ok, n_away);
 }
 
+/* Attack 34 for the way out: the client goes, the server is not waited for. */
 static void test_client_goes_away(void **state)
 {
     (void)state;
@@ -380,6 +424,7 @@ int main(void)
         T(test_wishes),
         T(test_what_is_not_calibrated_is_said_at_the_start),
         T(test_42_device_answers_when_the_server_fails),
+        T(test_42_also_while_it_stops),
         T(test_streams),
         T(test_early_decisions_stream),
         T(test_client_goes_away),
