@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import pathlib
+import shutil
 import socket
 import statistics
 import subprocess
@@ -19,6 +20,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 JSON_TYPE = {"Content-Type": "application/json"}
+DIES_WITH_US = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []  # a server that we start, however we end
 ASK = [{"role": "user", "content": "Tell me about the sea"}]
 
 
@@ -27,7 +29,7 @@ class Server:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
-        self.p = subprocess.Popen([c.format(port=self.port) for c in command], stdout=subprocess.DEVNULL,
+        self.p = subprocess.Popen(DIES_WITH_US + [c.format(port=self.port) for c in command], stdout=subprocess.DEVNULL,
                                   stderr=subprocess.DEVNULL, env=os.environ | env)
         for _ in range(600):
             if self.alive():

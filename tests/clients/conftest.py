@@ -23,9 +23,11 @@ def serving(model):
                               stdout=subprocess.PIPE, text=True)
     address = server.stdout.readline().strip()
     assert address.startswith("http://"), "the server did not start"
-    yield address
-    server.terminate()
-    assert server.wait(60) == 0
+    try:
+        yield address
+    finally:
+        server.terminate()
+        assert server.wait(60) == 0
 
 
 @pytest.fixture(scope="session")

@@ -40,6 +40,9 @@ VERSIONS = 4
 FAULTS = ["ok", "ok", "ok", "slow", "500", "cut", "malformed", "reset"]
 
 
+DIES_WITH_US = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []  # a server that we start, however we end
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -118,7 +121,7 @@ class Server:
 
     def __init__(self, args, folder, name, more, env=None):
         self.port, self.log = free_port(), os.path.join(folder, name + ".log")
-        self.command = [args.crayon, "serve", "-m", args.model, "--alias", "m", "--port", str(self.port), "--ctx", "512",
+        self.command = [*DIES_WITH_US, args.crayon, "serve", "-m", args.model, "--alias", "m", "--port", str(self.port), "--ctx", "512",
                         "--pool", args.pool, "--palette", os.path.join(folder, name, "a.palette"), "--palette",
                         os.path.join(folder, name, "b.palette"), *more]
         self.env = os.environ | {"XDG_STATE_HOME": os.path.join(folder, name)} | (env or {})
