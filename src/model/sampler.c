@@ -23,7 +23,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { MAX_WINDOW = 1024, BLOCK = 64, LANES = 4 };
+enum { MAX_WINDOW = 1024, BLOCK = 64, LANES = 4, FEW = 128 };
 
 /* What every processor that we know adds at a time. */
 typedef float lanes __attribute__((vector_size(LANES * sizeof(float))));
@@ -344,6 +344,70 @@ static size_t share(const cr_sampler *s, size_t n, float most, double total, dou
     return i;
 }
 
+/* Puts those that come first in front of the others, n at least 2; returns how many, 1 to n - 1. */
+static size_t split(struct candidate *c, size_t n)
+{
+    struct candidate a = c[0], b = c[n / 2], d = c[n - 1];
+    if (before(b, a)) {
+        struct candidate t = a;
+        a = b;
+        b = t;
+    }
+    struct candidate middle = n == 2 ? a : before(d, a) ? a : before(d, b) ? d : b;
+    for (size_t i = 0, j = n - 1;; i++, j--) {
+        while (before(c[i], middle))
+            i++;
+        while (before(middle, c[j]))
+            j--;
+        if (i >= j)
+            return j + 1;
+        struct candidate t = c[i];
+        c[i] = c[j];
+        c[j] = t;
+    }
+}
+
+static double sum_of(const struct candidate *c, size_t n)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += (double)c[i].logit;
+    return sum;
+}
+
+/* Top-p where it keeps many: all with their weights in the place of the logits, of which the last
+ * one that is kept is found without sorting. After weigh_all. */
+static int32_t draw_from_many(cr_sampler *s, const float *logits, float most, double total)
+{
+    float w[BLOCK], room[BLOCK];
+    struct candidate *c = s->candidates;
+    size_t n = 0, first = 0;
+    for (size_t b = 0; b < s->n_blocks; b++) {
+        if (s->sums[b] == 0)
+            continue;
+        weigh(w, block(s, logits, b, room), most, 1 / s->p.temperature, lowest_of(s->p.min_p));
+        for (size_t j = 0; j < BLOCK; j++)
+            if (w[j] > 0)
+                c[n++] = (struct candidate){w[j], (int32_t)(b * BLOCK + j)};
+    }
+    double above = 0; /* the weight of those before `first`, which are kept; behind n none is */
+    while (n - first > 1) {
+        size_t front = split(c + first, n - first);
+        double weight = sum_of(c + first, front);
+        if (above + weight >= (double)s->p.top_p * total) {
+            n = first + front;
+        } else {
+            above += weight;
+            first += front;
+        }
+    }
+    double r = cr_rng_double(&s->rng) * sum_of(c, n);
+    size_t i = 0;
+    while (i + 1 < n && (r -= (double)c[i].logit) >= 0)
+        i++;
+    return c[i].id;
+}
+
 static int32_t draw_from_best(cr_sampler *s, const float *logits, float most)
 {
     size_t n, m, k = (size_t)s->p.top_k;
@@ -357,13 +421,11 @@ static int32_t draw_from_best(cr_sampler *s, const float *logits, float most)
             m = share(s, n, most, total, &kept);
     } else {
         total = weigh_all(s, logits, most, s->p.temperature, s->p.min_p);
-        for (k = BLOCK;; k *= 8) { /* few are enough, as a rule */
-            k = k < s->n_vocab ? k : s->n_vocab;
-            n = take(s, logits, most, k);
-            m = share(s, n, most, total, &kept);
-            if (n < k || k == s->n_vocab || kept >= (double)s->p.top_p * total)
-                break;
-        }
+        k = FEW < s->n_vocab ? FEW : s->n_vocab; /* enough, as a rule */
+        n = take(s, logits, most, k);
+        m = share(s, n, most, total, &kept);
+        if (n == k && k < s->n_vocab && kept < (double)s->p.top_p * total)
+            return draw_from_many(s, logits, most, total);
     }
     double r = cr_rng_double(&s->rng) * kept;
     for (size_t i = 0; i < m; i++) {
