@@ -184,6 +184,7 @@ void cr_pool_close(cr_pool *p)
     if (!p)
         return;
     free_index(&p->index);
+    cr_delta_free(p->shared_a);
     cr_gguf_close(p->file);
     cr_free(p->data);
     cr_free(p->pairs);
@@ -333,6 +334,8 @@ static void blend_pairs(void *ud, size_t begin, size_t end, int thread)
             blend_shared(job, (int)i, b, count);
         else
             blend_separate(job, (int)i, b, count);
+        cr_delta_pack_b(job->p->model, job->d, (int)(i / CR_LIN_COUNT),
+                        (enum cr_linear)(i % CR_LIN_COUNT));
     }
 }
 
@@ -354,6 +357,17 @@ static void lay_out(struct blend_job *job, int rank)
     }
     job->d->max_rank = rank;
     job->d->keep_alive = p;
+}
+
+/* Without it, for lack of memory, each palette packs its own. */
+void cr_pool_pack_a(cr_pool *p)
+{
+    if (p->form != CR_POOL_SHARED || cr_delta_new(&p->shared_a, p->n_layers, 0, NULL) != CR_OK)
+        return;
+    for (int i = 0; i < p->n_layers * CR_LIN_COUNT; i++)
+        if (p->pairs[i].a)
+            p->shared_a->pairs[i] = (struct cr_low_rank){.rank = p->rank, .a = p->pairs[i].a};
+    cr_delta_pack_a(p->model, p->shared_a);
 }
 
 enum cr_status cr_pool_blend(cr_delta **out, const cr_pool *p, const float *weights,
@@ -383,9 +397,11 @@ enum cr_status cr_pool_blend(cr_delta **out, const cr_pool *p, const float *weig
     if (status != CR_OK)
         return status;
     lay_out(&job, rank);
+    const bool placed = p->shared_a && cr_delta_place_b(p->model, job.d, p->shared_a);
     cr_threads_run_dynamic(p->model->threads, (size_t)p->n_layers * CR_LIN_COUNT, 1, blend_pairs,
                            &job);
-    cr_delta_pack(p->model, job.d);
+    if (!placed)
+        cr_delta_pack(p->model, job.d);
     *out = job.d;
     return CR_OK;
 }

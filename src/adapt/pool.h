@@ -65,6 +65,7 @@ struct cr_pool {
     uint32_t b_type;            /* of b_file: CR_F16 or CR_F32 */
     float *data;                /* owns a and b */
     cr_gguf *file;              /* keeps b_file mapped, or NULL */
+    cr_delta *shared_a;         /* opened, SHARED: its A, packed once for all palettes; or NULL */
     const cr_model *model;
 };
 
@@ -87,6 +88,8 @@ enum cr_status cr_pool_index_copy(cr_pool *to, const cr_pool *from, struct cr_er
  * the adapters (CR_INVALID where a value does not fit F16); the index is float32. */
 enum cr_status cr_pool_write(const cr_pool *p, const char *path, uint32_t type,
                              struct cr_error *err);
+/* Packs the A that the palettes of a SHARED pool have in common, which may not change any more. */
+void cr_pool_pack_a(cr_pool *p);
 /* B of adapter n of a pair as float32 [n_out, rank], from wherever it lies. */
 void cr_pool_read_b(const cr_pool *p, int layer, enum cr_linear lin, int n, float *b);
 /* One plain LoRA (kind "lora", N = 1) as a SEPARATE pool of `groups` adapters: group g holds the

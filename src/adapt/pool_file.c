@@ -533,6 +533,7 @@ enum cr_status cr_pool_open(cr_pool **out, cr_model *m, const char *path, struct
         return status;
     }
     hash_file(g, p->hash);
+    cr_pool_pack_a(p);
     *out = p;
     return CR_OK;
 }

@@ -38,8 +38,9 @@ void cr_delta_free(cr_delta *d)
         return;
     cr_free(d->pairs);
     cr_free(d->data);
-    cr_free(d->stacks);
-    cr_free(d->packed);
+    cr_free(d->own_stacks);
+    cr_free(d->packed_a);
+    cr_free(d->packed_b);
     cr_free(d);
 }
 

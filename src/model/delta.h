@@ -30,9 +30,9 @@ struct cr_low_rank {
     const float *a; /* [rank, n_in] */
     const float *b; /* [n_out, rank] */
     /* The same packed by cr_delta_pack, or NULL: B by cr_kernels.pack_low, A from row `stacked` of
-     * the stack of its input. */
+     * the stack of its input, times 2^power, which B takes back. */
     const void *packed_b;
-    int stacked;
+    int stacked, power;
 };
 
 /* The packed A of all linears with one input, one below the other: Q8_0 panels. */
@@ -44,11 +44,12 @@ struct cr_low_stack {
 struct cr_delta {
     uint64_t id; /* unique per process: the cache key of a session */
     int n_layers, max_rank;
-    struct cr_low_rank *pairs;   /* [n_layers * CR_LIN_COUNT] */
-    float *data;                 /* owns a and b when they are not borrowed */
-    struct cr_low_stack *stacks; /* [n_layers * CR_INPUT_COUNT], or NULL: nothing is packed */
-    char *packed;                /* owns what is packed, or NULL */
-    const void *keep_alive;      /* the pool whose A is borrowed, or NULL */
+    struct cr_low_rank *pairs;         /* [n_layers * CR_LIN_COUNT] */
+    float *data;                       /* owns a and b when they are not borrowed */
+    const struct cr_low_stack *stacks; /* [n_layers * CR_INPUT_COUNT], or NULL: nothing is packed */
+    struct cr_low_stack *own_stacks;   /* the same, or NULL: borrowed from another delta */
+    char *packed_a, *packed_b;         /* own what is packed, or NULL */
+    const void *keep_alive; /* the pool whose A, plain and packed, is borrowed, or NULL */
 };
 
 /* A delta with no pairs set and room for n_floats in data. Free with cr_delta_free. */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Packs a delta for the kernels of this machine, in 8 bits: for each input of a layer the A of the
- * linears that share it, stacked, then the B of each: one block of memory in the order of its use.
+ * linears that share it, stacked, and the B of each linear: two blocks of memory in the order of
+ * their use. The palettes of a pool whose adapters share their A have one block of A between them.
  */
 #include "base/mem.h"
 #include "model/model.h"
@@ -31,6 +32,25 @@ static char *take(struct packing *job, size_t bytes)
     return p;
 }
 
+/* Counts what `place` takes, allocates it, in huge pages where it fills the better part of one, and
+ * places. Returns the block; NULL: nothing to pack, or no memory. */
+static char *allocate(struct packing *job, void (*place)(struct packing *job))
+{
+    place(job);
+    size_t bytes = job->at, huge = bytes > CR_HUGE_PAGE / 2 ? CR_HUGE_PAGE : 0;
+    if (huge)
+        bytes = (bytes + huge - 1) / huge * huge;
+    char *block = bytes ? cr_alloc(bytes + huge, 1) : NULL;
+    if (block) {
+        job->base = huge ? cr_huge_area(block, bytes) : block;
+        job->at = 0;
+        place(job);
+    }
+    return block;
+}
+
+/* ---- A ---- */
+
 static size_t a_bytes(const cr_model *m, int rows, size_t n_in)
 {
     size_t panels = ((size_t)rows + m->k->panel_rows - 1) / m->k->panel_rows;
@@ -44,10 +64,9 @@ static int next_row(int at, int rank)
     return at % CR_QK + rank > CR_QK ? (at + CR_QK - 1) / CR_QK * CR_QK : at;
 }
 
-/* Places the stack of one input and the B of its linears. */
-static void place_input(struct packing *job, int layer, enum cr_input input)
+static void place_stack(struct packing *job, int layer, enum cr_input input)
 {
-    struct cr_low_stack *stack = &job->d->stacks[layer * CR_INPUT_COUNT + (int)input];
+    struct cr_low_stack *stack = &job->d->own_stacks[layer * CR_INPUT_COUNT + (int)input];
     size_t n_in = 0;
     stack->rows = 0;
     for (int i = 0; i < CR_LIN_COUNT; i++) {
@@ -61,20 +80,13 @@ static void place_input(struct packing *job, int layer, enum cr_input input)
     }
     if (stack->rows)
         stack->a = take(job, a_bytes(job->m, stack->rows, n_in));
-    for (int i = 0; i < CR_LIN_COUNT; i++) {
-        const struct cr_matrix *w = cr_model_linear(job->m, layer, (enum cr_linear)i);
-        struct cr_low_rank *p = cr_delta_at(job->d, layer, (enum cr_linear)i);
-        if (cr_linear_inputs[i] == input && packs(job->m, w, p))
-            p->packed_b = take(job, job->m->k->low_bytes((size_t)w->n_out, (size_t)p->rank));
-    }
 }
 
-static void place_all(struct packing *job)
+static void place_a(struct packing *job)
 {
-    job->at = 0;
     for (int l = 0; l < job->d->n_layers; l++)
         for (int i = 0; i < CR_INPUT_COUNT; i++)
-            place_input(job, l, (enum cr_input)i);
+            place_stack(job, l, (enum cr_input)i);
 }
 
 /* Rows of float32, times a power of two, to Q8_0. */
@@ -101,8 +113,8 @@ static int power_of(const cr_model *m, const float *a, size_t n)
     return sum > 0 && isfinite(sum) ? -6 - e : 0; /* scales of A and B far from subnormal */
 }
 
-/* Fills one input of a layer; rows: room for its stack as Q8_0. */
-static void pack_input(const struct packing *job, int layer, enum cr_input input,
+/* Fills the stack of one input of a layer; rows: room for it as Q8_0. */
+static void pack_stack(const struct packing *job, int layer, enum cr_input input,
                        struct cr_block_q8_0 *rows)
 {
     const cr_model *m = job->m;
@@ -110,17 +122,15 @@ static void pack_input(const struct packing *job, int layer, enum cr_input input
     size_t n_in = 0;
     for (int i = 0; i < CR_LIN_COUNT; i++) {
         const struct cr_matrix *w = cr_model_linear(m, layer, (enum cr_linear)i);
-        const struct cr_low_rank *p = cr_delta_at(job->d, layer, (enum cr_linear)i);
+        struct cr_low_rank *p = cr_delta_at(job->d, layer, (enum cr_linear)i);
         if (cr_linear_inputs[i] != input || !packs(m, w, p))
             continue;
         if (n_in == 0)
             memset(rows, 0, (size_t)stack->rows * cr_row_bytes(CR_Q8_0, (size_t)w->n_in));
         n_in = (size_t)w->n_in;
         const size_t n = (size_t)p->rank * n_in;
-        const int power = power_of(m, p->a, n);
-        quantise_rows(m, rows + (size_t)p->stacked * n_in / CR_QK, p->a, n, power);
-        m->k->pack_low((void *)(uintptr_t)p->packed_b, p->b, (size_t)w->n_out, (size_t)p->rank,
-                       ldexpf(1, -power));
+        p->power = power_of(m, p->a, n);
+        quantise_rows(m, rows + (size_t)p->stacked * n_in / CR_QK, p->a, n, p->power);
     }
     if (stack->rows)
         m->k->pack[CR_Q8_0]((void *)(uintptr_t)stack->a, rows, cr_row_bytes(CR_Q8_0, n_in),
@@ -133,11 +143,11 @@ struct filling {
     size_t room;
 };
 
-static void pack_inputs(void *ud, size_t begin, size_t end, int thread)
+static void pack_stacks(void *ud, size_t begin, size_t end, int thread)
 {
     const struct filling *f = ud;
     for (size_t i = begin; i < end; i++)
-        pack_input(f->job, (int)(i / CR_INPUT_COUNT), (enum cr_input)(i % CR_INPUT_COUNT),
+        pack_stack(f->job, (int)(i / CR_INPUT_COUNT), (enum cr_input)(i % CR_INPUT_COUNT),
                    f->rows + (size_t)thread * f->room);
 }
 
@@ -155,39 +165,88 @@ static size_t most_blocks(const struct packing *job)
     return most;
 }
 
-/* Nothing is packed. */
 static void drop(cr_delta *d)
 {
     for (int i = 0; i < d->n_layers * CR_LIN_COUNT; i++)
         d->pairs[i].packed_b = NULL;
-    cr_free(d->stacks);
-    cr_free(d->packed);
-    d->stacks = NULL;
-    d->packed = NULL;
+    cr_free(d->own_stacks);
+    cr_free(d->packed_a);
+    cr_free(d->packed_b);
+    d->stacks = d->own_stacks = NULL;
+    d->packed_a = d->packed_b = NULL;
+}
+
+void cr_delta_pack_a(const cr_model *m, cr_delta *d)
+{
+    struct packing job = {.m = m, .d = d};
+    d->stacks = d->own_stacks =
+        cr_alloc0((size_t)d->n_layers * CR_INPUT_COUNT, sizeof *d->own_stacks);
+    if (!d->stacks)
+        return;
+    d->packed_a = allocate(&job, place_a);
+    struct filling f = {.job = &job, .room = most_blocks(&job)};
+    f.rows = d->packed_a ? cr_alloc((size_t)cr_threads_count(m->threads) * f.room, sizeof *f.rows)
+                         : NULL;
+    if (f.rows)
+        cr_threads_run_dynamic(m->threads, (size_t)d->n_layers * CR_INPUT_COUNT, 1, pack_stacks,
+                               &f);
+    else
+        drop(d);
+    cr_free(f.rows);
+}
+
+/* ---- B ---- */
+
+/* In the order of use. */
+static void place_b(struct packing *job)
+{
+    for (int i = 0; i < job->d->n_layers * CR_LIN_COUNT; i++) {
+        struct cr_low_rank *p = &job->d->pairs[i];
+        const struct cr_matrix *w =
+            cr_model_linear(job->m, i / CR_LIN_COUNT, (enum cr_linear)(i % CR_LIN_COUNT));
+        if (packs(job->m, w, p))
+            p->packed_b = take(job, job->m->k->low_bytes((size_t)w->n_out, (size_t)p->rank));
+    }
+}
+
+bool cr_delta_place_b(const cr_model *m, cr_delta *d, const cr_delta *a)
+{
+    struct packing job = {.m = m, .d = d};
+    if (!a->stacks)
+        return false;
+    d->stacks = a->stacks;
+    for (int i = 0; i < d->n_layers * CR_LIN_COUNT; i++) {
+        d->pairs[i].stacked = a->pairs[i].stacked;
+        d->pairs[i].power = a->pairs[i].power;
+    }
+    d->packed_b = allocate(&job, place_b);
+    if (!d->packed_b)
+        drop(d);
+    return d->packed_b != NULL;
+}
+
+void cr_delta_pack_b(const cr_model *m, cr_delta *d, int layer, enum cr_linear lin)
+{
+    const struct cr_low_rank *p = cr_delta_at(d, layer, lin);
+    if (p->packed_b)
+        m->k->pack_low((void *)(uintptr_t)p->packed_b, p->b,
+                       (size_t)cr_model_linear(m, layer, lin)->n_out, (size_t)p->rank,
+                       ldexpf(1, -p->power));
+}
+
+static void pack_pairs(void *ud, size_t begin, size_t end, int thread)
+{
+    const struct packing *job = ud;
+    (void)thread;
+    for (size_t i = begin; i < end; i++)
+        cr_delta_pack_b(job->m, job->d, (int)(i / CR_LIN_COUNT),
+                        (enum cr_linear)(i % CR_LIN_COUNT));
 }
 
 void cr_delta_pack(const cr_model *m, cr_delta *d)
 {
     struct packing job = {.m = m, .d = d};
-    d->stacks = cr_alloc0((size_t)d->n_layers * CR_INPUT_COUNT, sizeof *d->stacks);
-    if (!d->stacks)
-        return;
-    place_all(&job);
-    struct filling f = {.job = &job, .room = most_blocks(&job)};
-    if (job.at == 0) {
-        drop(d);
-        return;
-    }
-    size_t bytes = job.at, huge = bytes >= CR_HUGE_PAGE ? CR_HUGE_PAGE : 0;
-    d->packed = cr_alloc(bytes + huge, 1);
-    f.rows = cr_alloc((size_t)cr_threads_count(m->threads) * f.room, sizeof *f.rows);
-    if (d->packed && f.rows) {
-        job.base = huge ? cr_huge_area(d->packed, bytes) : d->packed;
-        place_all(&job);
-        cr_threads_run_dynamic(m->threads, (size_t)d->n_layers * CR_INPUT_COUNT, 1, pack_inputs,
-                               &f);
-    } else {
-        drop(d);
-    }
-    cr_free(f.rows);
+    cr_delta_pack_a(m, d);
+    if (cr_delta_place_b(m, d, d))
+        cr_threads_run_dynamic(m->threads, (size_t)d->n_layers * CR_LIN_COUNT, 1, pack_pairs, &job);
 }

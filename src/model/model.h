@@ -92,6 +92,13 @@ enum cr_status cr_model_place(cr_model *m, struct cr_error *err);
  * this machine, in 8 bits: a quarter of the memory to read. The rest, and all where memory lacks or
  * the level packs nothing, stays float32. Call once, before the delta is used. */
 void cr_delta_pack(const cr_model *m, cr_delta *d);
+/* The same in parts, for deltas with the same A: cr_delta_pack_a packs A alone, of a delta that
+ * needs no B. cr_delta_place_b makes room for the B of d beside the packed A of `a`, which must
+ * outlive d; false: nothing of d will be packed. Then cr_delta_pack_b packs the B of each pair, in
+ * any thread. */
+void cr_delta_pack_a(const cr_model *m, cr_delta *d);
+bool cr_delta_place_b(const cr_model *m, cr_delta *d, const cr_delta *a);
+void cr_delta_pack_b(const cr_model *m, cr_delta *d, int layer, enum cr_linear lin);
 /* rope.c: fills rope_freq and rope_mscale from the keys <arch>.rope.* and rope_freqs.weight. */
 enum cr_status cr_rope_setup(cr_model *m, const cr_gguf *g, const char *arch, struct cr_error *err);
 /* cos and sin of position pos for cr_kernels.rope_*: cs [n_ropes, rope_dim / 2, 2]. */

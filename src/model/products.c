@@ -81,17 +81,23 @@ static void multiply_stack(cr_session *s, const struct cr_low_stack *stack, size
         panel, s->quantised + t * s->quantised_bytes, s->quantised_bytes, end - begin, n, s->n_in);
 }
 
+/* Do both go with one packed A? Palettes of one pool do, and tokens without a delta. */
+static bool same_stack(const cr_session *s, size_t t, size_t u)
+{
+    const struct cr_low_stack *a = stack_of(s, s->tokens[t].t.delta);
+    return a == stack_of(s, s->tokens[u].t.delta);
+}
+
 /* A in for tokens [begin, end) of the parts that share a packed stack. */
 static void stack_pass(cr_session *s, size_t begin, size_t end, int thread)
 {
     float *low = s->tmp + (size_t)thread * TMP_TOKENS * TMP_ROWS;
     for (size_t t = begin; t < end; t++) {
-        const cr_delta *delta = s->tokens[t].t.delta;
-        const struct cr_low_stack *stack = stack_of(s, delta);
+        const struct cr_low_stack *stack = stack_of(s, s->tokens[t].t.delta);
         size_t n = 1;
         if (!stack)
             continue;
-        while (n < LOW_TOKENS && t + n < end && s->tokens[t + n].t.delta == delta)
+        while (n < LOW_TOKENS && t + n < end && same_stack(s, t, t + n))
             n++;
         multiply_stack(s, stack, 0, (size_t)stack->rows, low, t, n);
         for (size_t i = 0; i < n; i++)
@@ -271,11 +277,11 @@ static void delta_pass(void *ud, size_t begin, size_t end, int thread)
     each_part(ud, begin, end, thread, add_delta);
 }
 
-/* Few tokens with one delta: its stack is multiplied in the round of the parts. */
+/* Few tokens with one packed A: it is multiplied in the round of the parts. */
 static const struct cr_low_stack *stack_for_round(cr_session *s)
 {
     for (size_t t = 1; t < s->n; t++)
-        if (s->n > TOKEN_GRAIN || s->tokens[t].t.delta != s->tokens[0].t.delta)
+        if (s->n > TOKEN_GRAIN || !same_stack(s, 0, t))
             return NULL;
     return stack_of(s, s->tokens[0].t.delta);
 }

@@ -252,17 +252,80 @@ static cr_delta *random_delta(const cr_model *m, int rank, float gain, uint64_t 
     return d;
 }
 
+/* Another B beside the A of a delta, packed as the palettes of a pool are. */
+static cr_delta *sharing_delta(const cr_model *m, const cr_delta *of, float gain, uint64_t seed)
+{
+    size_t n = 0;
+    for (int i = 0; i < m->n_layers * CR_LIN_COUNT; i++)
+        n += (size_t)of->max_rank * (size_t)cr_model_linear(m, 0, i % CR_LIN_COUNT)->n_out;
+    cr_delta *d;
+    struct cr_error err;
+    assert_int_equal(cr_delta_new(&d, m->n_layers, n, &err), CR_OK);
+    struct cr_rng rng;
+    cr_rng_init(&rng, seed);
+    for (size_t i = 0, at = 0; i < (size_t)(m->n_layers * CR_LIN_COUNT); i++) {
+        d->pairs[i] =
+            (struct cr_low_rank){.rank = of->max_rank, .a = of->pairs[i].a, .b = d->data + at};
+        at += (size_t)of->max_rank * (size_t)cr_model_linear(m, 0, i % CR_LIN_COUNT)->n_out;
+    }
+    for (size_t i = 0; i < n; i++)
+        d->data[i] = gain * (float)cr_rng_normal(&rng);
+    d->max_rank = of->max_rank;
+    if (cr_delta_place_b(m, d, of))
+        for (int i = 0; i < m->n_layers * CR_LIN_COUNT; i++)
+            cr_delta_pack_b(m, d, i / CR_LIN_COUNT, i % CR_LIN_COUNT);
+    assert_ptr_equal(d->stacks, of->stacks);
+    return d;
+}
+
+/* Packed beside the A of another delta, a change has the bits of one that packs its own. */
+static void shared_a_is_own(cr_model *m)
+{
+    enum { N = 20 };
+    int32_t ids[N];
+    struct cr_rng rng;
+    cr_rng_init(&rng, 13);
+    random_ids(&rng, ids, N);
+    size_t V = (size_t)m->n_vocab;
+    struct rows shared = new_rows(N, V), own = new_rows(N, V);
+    cr_session *s = new_session(m, 0);
+    cr_delta *of = random_delta(m, 8, 0.1f, 3), *d = sharing_delta(m, of, 0.1f, 4);
+    cr_session_set_delta(s, d);
+    run_plain(s, ids, N, N, &shared);
+    cr_delta_free(d);
+    d = sharing_delta(m, of, 0.1f, 4);
+    cr_free(d->packed_b);
+    d->packed_b = NULL;
+    cr_delta_pack(m, d);
+    cr_session_reset(s);
+    cr_session_set_delta(s, d);
+    run_plain(s, ids, N, N, &own);
+    same_bits(shared.v, own.v, N * V, "A of its own");
+    cr_session_free(s);
+    cr_delta_free(d);
+    cr_delta_free(of);
+    cr_free(shared.v);
+    cr_free(own.v);
+}
+
+static void test_shared_a_is_own(void **state)
+{
+    (void)state;
+    each_model(shared_a_is_own);
+}
+
 /* Sequences with different deltas, placed in their own cells of one session: prompts in pieces of
  * uneven size beside single steps of others, one of them over a prefix that lies behind it. Every
  * logit is that of the sequence run alone. */
 static void placed_is_separate(cr_model *m)
 {
-    enum { N = 5, LEN = 40, ROOM = 45, PRE = 9 };
+    enum { N = 6, LEN = 40, ROOM = 45, PRE = 9 };
     struct cr_error err;
     size_t V = (size_t)m->n_vocab;
     cr_delta *deltas[N] = {NULL, random_delta(m, 3, 0.3f, 1), random_delta(m, 70, 0.05f, 2),
-                           random_delta(m, 8, 0.2f, 3), NULL};
-    deltas[4] = deltas[3]; /* two with one palette, the last behind a prefix of its own */
+                           random_delta(m, 8, 0.2f, 3)};
+    deltas[4] = deltas[3]; /* two with one palette, the second behind a prefix of its own */
+    deltas[5] = sharing_delta(m, deltas[3], 0.2f, 6); /* and one of the same pool */
     int32_t ids[N][LEN];
     struct cr_rng rng;
     cr_rng_init(&rng, 21);
@@ -321,6 +384,7 @@ static void placed_is_separate(cr_model *m)
     assert_int_equal(cr_session_run(s, &b, &err), CR_INVALID);
     bad = (struct cr_batch_token){.id = 1, .cell = 4, .pre_begin = 5, .pre_end = 1000};
     assert_int_equal(cr_session_run(s, &b, &err), CR_INVALID);
+    cr_delta_free(deltas[5]);
     for (int n = 1; n < 4; n++)
         cr_delta_free(deltas[n]);
     cr_session_free(s);
@@ -833,6 +897,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_prefill_is_steps),
         cmocka_unit_test(test_packed_is_separate),
+        cmocka_unit_test(test_shared_a_is_own),
         cmocka_unit_test(test_placed_is_separate),
         cmocka_unit_test(test_warm_is_cold),
         cmocka_unit_test(test_threads_do_not_matter),
