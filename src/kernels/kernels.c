@@ -31,6 +31,13 @@ static bool has_avx_vnni(void)
     return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1) != 0;
 }
 
+/* CPUID 7.0, EDX bit 22. */
+static bool has_amx_bf16(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) != 0;
+}
+
 /* Tiles and int8 products in the processor (CPUID 7.0, EDX bits 24 and 25), and the tiles' 8 KiB of
  * state granted by the system: Linux gives it to a process that asks. */
 static bool has_amx(void)
@@ -55,6 +62,8 @@ static void fill_tables(void)
     if (__builtin_cpu_supports("avx512bf16")) {
         cr_kernels_add_bf16(&avx512_table);
         cr_kernels_add_bf16(&amx_table);
+        if (has_amx_bf16())
+            cr_kernels_add_amx_bf16(&amx_table);
     }
 }
 #endif

@@ -30,7 +30,8 @@ enum { CR_KV_TILE = 16, /* cells */ CR_MAX_LOW_RANK = 64 };
 
 /* y[t * ldy + r] = sum_i W[r, i] * x[t, i]   for r < rows, t < n_tok.
  * W: rows of row_bytes; x: activations in the type's activation format, x_bytes apart:
- * float32 for F32 and F16, bfloat16 for BF16, struct cr_block_q8a for the quantised types. */
+ * float32 for F32 and F16 (or what split_f32 makes of it), bfloat16 for BF16, struct cr_block_q8a
+ * for the quantised types. */
 typedef void cr_matmul_fn(float *y, size_t ldy, const void *w, size_t row_bytes, const void *x,
                           size_t x_bytes, size_t rows, size_t n_tok, size_t n);
 
@@ -41,8 +42,8 @@ struct cr_kernels {
     /* Packed weights: panels of panel_rows rows in the order in which this level reads them (the
      * last panel filled with zeros), panel_bytes(type, n) apart. pack writes the panels of `rows`
      * rows. matmul_packed is matmul with w at the first row of a panel and row_bytes the bytes of a
-     * panel: the same bits. Both NULL for types that this level reads as they are; panel_rows 0
-     * where no type is packed. */
+     * panel: the same bits. Both NULL for types that this level reads as they are, panel_bytes 0
+     * for rows that it does not pack; panel_rows 0 where no type is packed. */
     size_t panel_rows;
     size_t (*panel_bytes)(enum cr_type type, size_t n);
     void (*pack[CR_TYPE_END])(void *dst, const void *w, size_t row_bytes, size_t rows, size_t n);
@@ -70,6 +71,10 @@ struct cr_kernels {
     void (*dequantize[CR_TYPE_END])(float *dst, const void *src, size_t n);
     void (*f32_to_f16)(uint16_t *dst, const float *src, size_t n);
     void (*f32_to_bf16)(uint16_t *dst, const float *src, size_t n);
+    /* Each float32 as the sum of three bfloat16, term i of value k at dst[i * cr_split_columns(n) +
+     * k], zeros up to the next term; exact unless a term is subnormal. NULL: products with F16 take
+     * float32. */
+    void (*split_f32)(uint16_t *dst, const float *src, size_t n);
 
     /* y[i] = x[i] * w[i] / sqrt(mean(x^2) + eps); y may be x. */
     void (*rmsnorm)(float *y, const float *x, const float *w, size_t n, float eps);
@@ -109,6 +114,16 @@ struct cr_kernels {
     void (*rope_norm)(float *x, const float *cs, size_t d);
     void (*rope_neox)(float *x, const float *cs, size_t d);
 };
+
+/* Values of one term, and of all, of split_f32. */
+static inline size_t cr_split_columns(size_t n)
+{
+    return (n + CR_QK - 1) / CR_QK * CR_QK;
+}
+static inline size_t cr_split_values(size_t n)
+{
+    return 3 * cr_split_columns(n);
+}
 
 static inline size_t cr_kv8_tile(size_t d)
 {

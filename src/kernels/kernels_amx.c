@@ -29,14 +29,6 @@ enum {
 #define LAST_TOKENS 3
 #define WEIGHTS 4
 
-/* The operand of LDTILECFG. */
-struct tile_config {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-};
-_Static_assert(sizeof(struct tile_config) == 64, "the layout that LDTILECFG reads");
-
 static void configure(size_t last)
 {
     struct tile_config c = {.palette = 1};
@@ -46,7 +38,7 @@ static void configure(size_t last)
     c.row_bytes[TOKENS] = c.row_bytes[LAST_TOKENS] = CR_QK;
     c.rows[WEIGHTS] = GROUPS;
     c.row_bytes[WEIGHTS] = 64;
-    _tile_loadconfig(&c);
+    load_config(&c);
 }
 
 struct job {
@@ -193,7 +185,6 @@ void cr_kernels_fill_amx(struct cr_kernels *k)
     *k = cr_kernels_avx512;
     k->name = "amx";
     k->level = CR_CPU_AMX;
-    k->panel_rows = 0; /* its tiles are made from the file's rows */
     k->matmul[CR_Q8_0] = matmul_q8_0;
     k->matmul[CR_Q4_0] = matmul_q4_0;
     k->matmul[CR_Q4_1] = matmul_q4_1;

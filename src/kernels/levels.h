@@ -30,7 +30,8 @@ extern const struct cr_kernels cr_kernels_avx2;
 extern const struct cr_kernels cr_kernels_avxvnni;
 extern const struct cr_kernels cr_kernels_avx512;
 void cr_kernels_fill_amx(struct cr_kernels *k);
-void cr_kernels_add_bf16(struct cr_kernels *k); /* where the CPU has AVX512_BF16 */
+void cr_kernels_add_bf16(struct cr_kernels *k);     /* where the CPU has AVX512_BF16 */
+void cr_kernels_add_amx_bf16(struct cr_kernels *k); /* where it has AMX-BF16 too */
 #elif defined(__aarch64__)
 extern const struct cr_kernels cr_kernels_neon;
 extern const struct cr_kernels cr_kernels_dotprod;

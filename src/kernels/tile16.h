@@ -20,6 +20,23 @@ struct tile {
     __m512 d, m;
 };
 
+/* The operand of LDTILECFG. */
+struct tile_config {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+};
+_Static_assert(sizeof(struct tile_config) == 64, "the layout that LDTILECFG reads");
+
+#ifdef __AMX_TILE__
+/* GCC 12 believes that LDTILECFG reads 8 bytes, and would leave the other stores out. */
+INLINE void load_config(const struct tile_config *c)
+{
+    __asm__ volatile("" ::"r"(c) : "memory");
+    _tile_loadconfig(c);
+}
+#endif
+
 /* 16 bytes of each of 16 rows, as 4 vectors of one dword per row. */
 INLINE void transpose_16x16(__m512i out[4], const uint8_t *p, size_t rb)
 {

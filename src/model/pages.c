@@ -22,14 +22,14 @@ struct copy {
     char *to;
 };
 
-static bool is_packed_type(const cr_model *m, const struct cr_matrix *w)
-{
-    return m->k->panel_rows && m->k->pack[w->type];
-}
-
 static size_t panel_bytes(const cr_model *m, const struct cr_matrix *w)
 {
     return m->k->panel_bytes((enum cr_type)w->type, (size_t)w->n_in);
+}
+
+static bool is_packed_type(const cr_model *m, const struct cr_matrix *w)
+{
+    return m->k->panel_rows && m->k->pack[w->type] && panel_bytes(m, w) > 0;
 }
 
 static size_t copy_bytes(const cr_model *m, const struct cr_matrix *w)

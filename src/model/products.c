@@ -10,8 +10,13 @@
 static const void *input_for(const cr_session *s, uint32_t type, size_t *row_bytes)
 {
     switch (type) {
-    case CR_F32:
     case CR_F16:
+        if (s->k->split_f32) {
+            *row_bytes = cr_split_values(s->n_in) * sizeof *s->terms;
+            return s->terms;
+        }
+        /* fall through */
+    case CR_F32:
         *row_bytes = s->n_in * sizeof *s->in;
         return s->in;
     case CR_BF16:
@@ -157,6 +162,8 @@ static void input_pass(void *ud, size_t begin, size_t end, int thread)
                 s->n_in);
         if (s->halve)
             s->k->f32_to_bf16(s->halves + t * s->n_in, in, s->n_in);
+        if (s->split)
+            s->k->split_f32(s->terms + t * cr_split_values(s->n_in), in, s->n_in);
     }
     if (!s->max_rank)
         return;
@@ -292,7 +299,7 @@ void cr_products_run(cr_session *s, input_fn *input, const float *in)
 {
     size_t rows = 0;
     int rank = 0;
-    s->quantise = s->halve = false;
+    s->quantise = s->halve = s->split = false;
     s->n_in = (size_t)s->parts[0].w->n_in;
     s->input = input;
     s->in = in;
@@ -303,6 +310,7 @@ void cr_products_run(cr_session *s, input_fn *input, const float *in)
         rows += stacked_rows(p);
         rank = p->lin >= 0 ? s->max_rank : rank;
         s->halve |= p->w->type == CR_BF16;
+        s->split |= p->w->type == CR_F16 && s->k->split_f32;
         s->quantise |= p->w->type != CR_F32 && p->w->type != CR_F16 && p->w->type != CR_BF16;
     }
     s->stack = stack_for_round(s);

@@ -52,6 +52,8 @@ static size_t lay_out(cr_session *s, const cr_model *m, int n_ctx, char *base)
     s->quantised_bytes = cr_larger(cr_larger(E, Q), F) / CR_QK * sizeof(struct cr_block_q8a);
     s->quantised = carve(&c, n, s->quantised_bytes);
     s->halves = carve(&c, n * cr_larger(cr_larger(E, Q), F), sizeof *s->halves);
+    s->terms = carve(&c, m->k->split_f32 ? n : 0, /* touched where there are F16 weights */
+                     cr_split_values(cr_larger(cr_larger(E, Q), F)) * sizeof *s->terms);
     s->low = carve(&c, MAX_PARTS * n * RANK_TILE, sizeof(float));
     s->low_codes = carve(&c, n * LOW_BLOCKS, sizeof *s->low_codes);
     s->scores =

@@ -74,6 +74,7 @@ struct cr_session {
     float *gate, *up;           /* [chunk, F] */
     char *quantised;            /* [chunk] rows of q8a blocks of the current input */
     uint16_t *halves;           /* [chunk, n_in] the current input in bfloat16 */
+    uint16_t *terms;            /* [chunk, cr_split_values(n_in)] the same as sums of three */
     float *low;                 /* [MAX_PARTS, chunk, RANK_TILE] of deltas that are not packed */
     struct cr_block_q8a *low_codes; /* [chunk, LOW_BLOCKS] of packed ones */
     float *scores;                  /* [threads, SIDE, HEADS, n_ctx], or [heads, n_ctx] */
@@ -89,7 +90,7 @@ struct cr_session {
     atomic_size_t stack_left;         /* its rows that are not done */
     atomic_bool stack_ready;          /* low_codes are there */
     float stack_low[TOKEN_GRAIN * MAX_PARTS * RANK_TILE];
-    bool quantise, halve; /* whether some product takes that form of it */
+    bool quantise, halve, split; /* whether some product takes that form of it */
 };
 
 static inline size_t cr_larger(size_t a, size_t b)

@@ -156,7 +156,8 @@ enum filling { INTEGERS, RANDOM_REALS };
 struct product {
     enum cr_type type;
     size_t rows, n_tok, n, row_bytes, x_bytes, ldy;
-    struct buf w, x;
+    size_t split_bytes; /* of a token in split: activations of F16 as split_f32 makes them */
+    struct buf w, x, split;
     double *wd, *xd, *md; /* exact values; md: what minima add, n / 32 per row */
 };
 
@@ -378,6 +379,23 @@ static size_t odd(size_t most)
     return tidy ? 0 : below(most);
 }
 
+/* Activations of F16 as the level takes them. */
+static void split_activations(struct product *p)
+{
+    for (size_t t = 0; t < p->n_tok && p->split.data; t++)
+        K->split_f32((void *)(p->split.data + t * p->split_bytes),
+                     (const void *)(p->x.data + t * p->x_bytes), p->n);
+}
+
+/* Activations from token t on in the form that level k takes. */
+static const void *product_x(const struct product *p, const struct cr_kernels *k, size_t t,
+                             size_t *bytes)
+{
+    const bool split = p->type == CR_F16 && k->split_f32;
+    *bytes = split ? p->split_bytes : p->x_bytes;
+    return (split ? p->split.data : p->x.data) + t * *bytes;
+}
+
 static struct product product_new(enum cr_type type, size_t rows, size_t n_tok, size_t n,
                                   enum filling how)
 {
@@ -391,6 +409,9 @@ static struct product product_new(enum cr_type type, size_t rows, size_t n_tok, 
     p.ldy = rows + odd(5);
     p.w = buf_new(rows * p.row_bytes, unit * odd(8));
     p.x = buf_new(n_tok * p.x_bytes, 4 * odd(8));
+    p.split_bytes = 2 * cr_split_values(n) + 4 * odd(5);
+    if (type == CR_F16 && K->split_f32)
+        p.split = buf_new(n_tok * p.split_bytes, 4 * odd(8));
     p.wd = cr_alloc0(rows * n, sizeof(double));
     p.xd = cr_alloc0(n_tok * n, sizeof(double));
     p.md = cr_alloc0(rows * (n / CR_QK), sizeof(double));
@@ -398,6 +419,7 @@ static struct product product_new(enum cr_type type, size_t rows, size_t n_tok, 
         exit(4);
     fill_weights(&p, how);
     fill_activations(&p, how);
+    split_activations(&p);
     return p;
 }
 
@@ -405,6 +427,8 @@ static void product_free(struct product *p)
 {
     buf_free(&p->w);
     buf_free(&p->x);
+    if (p->split.data)
+        buf_free(&p->split);
     cr_free(p->wd);
     cr_free(p->xd);
     cr_free(p->md);
@@ -412,8 +436,9 @@ static void product_free(struct product *p)
 
 static void product_run(const struct product *p, const struct cr_kernels *k, float *y)
 {
-    k->matmul[p->type](y, p->ldy, p->w.data, p->row_bytes, p->x.data, p->x_bytes, p->rows, p->n_tok,
-                       p->n);
+    size_t bytes;
+    const void *x = product_x(p, k, 0, &bytes);
+    k->matmul[p->type](y, p->ldy, p->w.data, p->row_bytes, x, bytes, p->rows, p->n_tok, p->n);
 }
 
 /* The same product from packed weights, for rows from r0 on, which begin a panel, and tokens from
@@ -424,8 +449,10 @@ static void product_run_packed(const struct product *p, const struct cr_kernels 
     size_t bytes = k->panel_bytes(p->type, p->n), all = p->rows + k->panel_rows - 1;
     struct buf w = buf_new(all / k->panel_rows * bytes, 0);
     k->pack[p->type](w.data, p->w.data, p->row_bytes, p->rows, p->n);
-    k->matmul_packed[p->type](y, ldy, w.data + r0 / k->panel_rows * bytes, bytes,
-                              p->x.data + t0 * p->x_bytes, p->x_bytes, rows, n_tok, p->n);
+    size_t x_bytes;
+    const void *x = product_x(p, k, t0, &x_bytes);
+    k->matmul_packed[p->type](y, ldy, w.data + r0 / k->panel_rows * bytes, bytes, x, x_bytes, rows,
+                              n_tok, p->n);
     buf_free(&w);
 }
 
