@@ -21,9 +21,9 @@ sed -n 1,6p mine.jsonl > new.test.jsonl
 sed -n 7,12p mine.jsonl > new.train.jsonl
 "$CRAYON" eval -q new.test.jsonl --worked 3 --json > eval.json || fail "eval --worked"
 grep -A 99 '"rows"' eval.json | grep -E '"(base|base, 3 worked)": \{|"new"' | tr -d ' '
-"$CRAYON" "${blend[@]}" -q -o none.palette --worked 0 | grep -E '^(after|worked)'
+"$CRAYON" "${blend[@]}" -q -o none.palette --worked 0 | grep -E '^(after|worked)' | sed 's/, loss.*//'
 head -9 mine.jsonl > few.jsonl # three lines are held out, too few to tell
-"$CRAYON" "${blend[@]}" -q --examples few.jsonl -o few.palette 2>&1 | grep -E '^(after|worked|verdict)' | cut -c 1-60
+"$CRAYON" "${blend[@]}" -q --examples few.jsonl -o few.palette 2>&1 | grep -E '^(after|worked|verdict)' | sed 's/, loss.*//'
 for i in $(seq 1 16); do echo "{\"question\": \"Is $i a number?\", \"choices\": [\"xqz\", \"yes, it is\"], \"answer\": 1}"; done > tie.jsonl
 "$CRAYON" "${blend[@]}" -q --examples tie.jsonl -o tie.palette | grep -E '^(after|worked|verdict)' | sed 's/, loss.*//'
 grep '"version"' tie.palette
