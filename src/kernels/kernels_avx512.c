@@ -359,6 +359,56 @@ INLINE vf vi_float(enum cr_type type, vi v, const int32_t *sum)
 
 #include "kernels/packed.h" /* needs the operations above */
 
+/* Blocks [begin, end) of a panel of n_blocks, with signed codes. */
+INLINE void load_panel(enum cr_type type, struct tile *out, const uint8_t *panel, size_t n_blocks,
+                       size_t begin, size_t end)
+{
+    const bool flipped = type == CR_Q8_0 || type == CR_IQ4_NL;
+    const vi flip = _mm512_set1_epi8((char)PACKED_FLIP);
+    const vi less = _mm512_set1_epi8((char)code_offset(type));
+    const size_t vectors = code_vectors(type), size = vectors * sizeof(vi);
+    for (size_t b = begin; b < end; b++, out++) {
+        const uint8_t *codes = panel + b * size;
+        const vi fifth = vi_load(codes + (has_fifth(type) ? 4 * sizeof(vi) : 0));
+        UNROLL for (int g = 0; g < GROUPS; g++)
+        {
+            vi w = load_codes(type, codes, fifth, g % 4, g / 4);
+            out->w[g] = flipped ? _mm512_xor_si512(w, flip) : _mm512_sub_epi8(w, less);
+        }
+        load_scales(type, &out->d, &out->m, panel + n_blocks * size, b, n_blocks);
+    }
+}
+
+void cr_load_panel_16(enum cr_type type, struct tile *out, const uint8_t *panel, size_t n_blocks,
+                      size_t begin, size_t end)
+{
+    switch (type) {
+    case CR_Q8_0:
+        load_panel(CR_Q8_0, out, panel, n_blocks, begin, end);
+        break;
+    case CR_Q4_0:
+        load_panel(CR_Q4_0, out, panel, n_blocks, begin, end);
+        break;
+    case CR_Q4_1:
+        load_panel(CR_Q4_1, out, panel, n_blocks, begin, end);
+        break;
+    case CR_Q5_0:
+        load_panel(CR_Q5_0, out, panel, n_blocks, begin, end);
+        break;
+    case CR_Q5_1:
+        load_panel(CR_Q5_1, out, panel, n_blocks, begin, end);
+        break;
+    case CR_Q4_K:
+        load_panel(CR_Q4_K, out, panel, n_blocks, begin, end);
+        break;
+    case CR_Q5_K:
+        load_panel(CR_Q5_K, out, panel, n_blocks, begin, end);
+        break;
+    default:
+        load_panel(CR_IQ4_NL, out, panel, n_blocks, begin, end);
+    }
+}
+
 const struct cr_kernels cr_kernels_avx512 = {
     .name = "avx512",
     .level = CR_CPU_AVX512,
