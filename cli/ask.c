@@ -52,7 +52,7 @@ static enum cr_status task_ids(const struct cr_setup *s, const struct cr_example
     size_t used;
     enum cr_status st = cr_prompt_encode(s->model, e, ids, err);
     if (!st)
-        st = cr_worked_put(w, s->model, room, ids, 0, &used, err);
+        st = cr_worked_put(w, s->model, CR_WORKED_MAX, room, ids, 0, &used, err);
     if (!st && w && used < w->n)
         cr_note("%zu of %zu worked examples fit beside the question: the context has room for %zu "
                 "tokens of prompt",

@@ -288,17 +288,9 @@ static bool keeps_blend(const struct blend *b)
  * of the context. */
 static enum cr_status choose_worked(struct blend *b)
 {
-    size_t most = (size_t)cr_arg_int(b->a, CR_OPT_WORKED), bytes = 0,
-           half = (size_t)cr_model_info(b->setup.model)->n_ctx_train / 2;
-    for (size_t i = 0; i < b->n_used && b->n_worked < most; i++) {
-        const struct cr_example *e = &b->used[i];
-        if (!is_labelled(e) || !e->answer[0])
-            continue;
-        bytes += cr_palette_worked_bytes(e);
-        if (bytes > CR_PALETTE_WORKED_BYTES)
-            break;
-        b->worked[b->n_worked++] = *e;
-    }
+    size_t half = (size_t)cr_model_info(b->setup.model)->n_ctx_train / 2;
+    b->n_worked = cr_palette_take_worked(b->used, b->n_used,
+                                         (size_t)cr_arg_int(b->a, CR_OPT_WORKED), b->worked);
     enum cr_status st =
         cr_worked_init(&b->worked_ids, b->setup.model, b->worked, b->n_worked, &b->err);
     while (!st && b->n_worked && b->worked_ids.ids.n > half) {

@@ -136,8 +136,8 @@ static enum cr_status f1_row(cr_session *s, const struct cr_worked *worked,
     size_t room = (size_t)cr_session_ctx(s);
     enum cr_status st = cr_prompt_encode(cr_session_model(s), e, &ids, err);
     if (!st)
-        st = cr_worked_put(worked, cr_session_model(s), cr_worked_room((int)room, MAX_NEW), &ids, 0,
-                           NULL, err);
+        st = cr_worked_put(worked, cr_session_model(s), CR_WORKED_MAX,
+                           cr_worked_room((int)room, MAX_NEW), &ids, 0, NULL, err);
     r->n = 0;
     r->text[0] = '\0';
     if (!st && ids.n) {

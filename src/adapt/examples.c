@@ -509,6 +509,13 @@ void cr_examples_deinit(struct cr_examples *e)
     *e = (struct cr_examples){0};
 }
 
+void cr_example_add_turn(struct cr_buf *context, const char *role, const char *content)
+{
+    bool system = !strcmp(role, "system");
+    cr_buf_printf(context, "%s%s%s%s", context->len ? "\n" : "", system ? "" : role,
+                  system ? "" : ": ", content);
+}
+
 char *cr_example_prompt(const struct cr_example *e)
 {
     const char *c = e->context;

@@ -51,5 +51,8 @@ void cr_examples_deinit(struct cr_examples *e);
  * there is none). An option or answer is scored as " " + text; a trained answer ends with "\n".
  * Plain text examples (no answer, no choices) are embedded by their question. Free with cr_free. */
 char *cr_example_prompt(const struct cr_example *e);
+/* Adds a message to the context of a conversation: a line "role: content", of a system message the
+ * content alone. */
+void cr_example_add_turn(struct cr_buf *context, const char *role, const char *content);
 
 #endif

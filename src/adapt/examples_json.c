@@ -164,11 +164,8 @@ static enum cr_status chat_line(struct cr_examples_reader *r, const json_t *o, s
     cr_buf_init(&before, CR_EXAMPLES_MAX_LINE);
     for (size_t i = 0; !st && i + 1 < n; i++) {
         st = message(r, list, i, &role, &content);
-        if (st)
-            break;
-        bool system = !strcmp(role, "system");
-        cr_buf_printf(&before, "%s%s%s%s", i ? "\n" : "", system ? "" : role, system ? "" : ": ",
-                      content);
+        if (!st)
+            cr_example_add_turn(&before, role, content);
     }
     if (!st && before.failed)
         st = cr_examples_no_memory(r);

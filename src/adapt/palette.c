@@ -116,6 +116,21 @@ size_t cr_palette_worked_bytes(const struct cr_example *e)
     return n;
 }
 
+size_t cr_palette_take_worked(const struct cr_example *e, size_t n, size_t most,
+                              struct cr_example out[CR_WORKED_MAX])
+{
+    size_t taken = 0, bytes = 0;
+    for (size_t i = 0; i < n && taken < most && taken < CR_WORKED_MAX; i++) {
+        if (!e[i].answer || !e[i].answer[0])
+            continue;
+        bytes += cr_palette_worked_bytes(&e[i]);
+        if (bytes > CR_PALETTE_WORKED_BYTES)
+            break;
+        out[taken++] = e[i];
+    }
+    return taken;
+}
+
 const char *cr_palette_pool_path(const cr_palette *p)
 {
     return p->n ? p->pool_path : "";

@@ -75,6 +75,9 @@ enum cr_status cr_palette_parse(cr_palette **out, const char *json, size_t len, 
  * NULL and err when it cannot be written. Free with cr_free. */
 char *cr_palette_text(const cr_palette *p, const char *path, size_t *len, struct cr_error *err);
 enum cr_status cr_palette_write(const cr_palette *p, const char *path, struct cr_error *err);
+/* The first `most` of the examples [n] that have an answer, as far as a palette keeps them. */
+size_t cr_palette_take_worked(const struct cr_example *e, size_t n, size_t most,
+                              struct cr_example out[CR_WORKED_MAX]);
 /* Bytes of an example's text, as the limit counts them. */
 size_t cr_palette_worked_bytes(const struct cr_example *e);
 

@@ -154,8 +154,8 @@ static enum cr_status add_prompt(cr_scorer *s, const struct cr_example *e, struc
     it->prompt = s->ids.n;
     enum cr_status st = cr_prompt_encode(s->m, e, &s->ids, err);
     if (!st)
-        st = cr_worked_put(s->worked, s->m, longest < max ? max - longest : 0, &s->ids, it->prompt,
-                           &used, err);
+        st = cr_worked_put(s->worked, s->m, CR_WORKED_MAX, longest < max ? max - longest : 0,
+                           &s->ids, it->prompt, &used, err);
     it->n_prompt = (int)(s->ids.n - it->prompt);
     s->n_left_out += s->worked ? s->worked->n - used : 0;
     return st;

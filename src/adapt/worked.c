@@ -49,7 +49,7 @@ void cr_worked_deinit(struct cr_worked *w)
     *w = (struct cr_worked){0};
 }
 
-enum cr_status cr_worked_put(const struct cr_worked *w, const cr_model *m, size_t room,
+enum cr_status cr_worked_put(const struct cr_worked *w, const cr_model *m, size_t most, size_t room,
                              struct cr_ids *ids, size_t at, size_t *n_used, struct cr_error *err)
 {
     size_t own = ids->n - at, has_bos = bos_at(m, ids, at), first = 0, begin = 0;
@@ -58,7 +58,7 @@ enum cr_status cr_worked_put(const struct cr_worked *w, const cr_model *m, size_
         *n_used = 0;
     if (!w || !w->n)
         return CR_OK;
-    while (first < w->n && own + bos + w->ids.n - begin > room)
+    while (first < w->n && (w->n - first > most || own + bos + w->ids.n - begin > room))
         begin = w->end[first++];
     size_t n = w->ids.n - begin, old = ids->n;
     if (first == w->n)

@@ -27,10 +27,10 @@ enum cr_status cr_worked_init(struct cr_worked *w, const cr_model *m, const stru
                               size_t n, struct cr_error *err);
 void cr_worked_deinit(struct cr_worked *w);
 /* Puts them in front of the prompt ids [at, ids->n), behind its BOS if it has one, else behind a
- * BOS where the model asks for one. Where all of it would have more than `room` tokens the first
- * examples are left out, one by one; the prompt itself is never touched. *n_used (may be NULL): how
- * many stand there, the last ones. w may be NULL. */
-enum cr_status cr_worked_put(const struct cr_worked *w, const cr_model *m, size_t room,
+ * BOS where the model asks for one. Of more than `most`, and where all of it would have more than
+ * `room` tokens, the first examples are left out, one by one; the prompt itself is never touched.
+ * *n_used (may be NULL): how many stand there, the last ones. w may be NULL. */
+enum cr_status cr_worked_put(const struct cr_worked *w, const cr_model *m, size_t most, size_t room,
                              struct cr_ids *ids, size_t at, size_t *n_used, struct cr_error *err);
 /* That room in a context of n_ctx tokens for an answer of at most max_tokens (< 0: no limit). */
 static inline size_t cr_worked_room(int n_ctx, int max_tokens)

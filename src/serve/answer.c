@@ -15,28 +15,6 @@
 #include <string.h>
 #include <time.h>
 
-enum cr_status cr_answer_ids(const cr_model *m, const struct cr_api_request *q,
-                             const struct cr_api_prompt *p, int32_t **ids, size_t *n,
-                             struct cr_error *err)
-{
-    int n_vocab = cr_model_info(m)->n_vocab;
-    *ids = NULL;
-    *n = 0;
-    if (q->chat)
-        return cr_chat_tokenize(m, q->messages, q->n_messages, true, ids, n, err);
-    if (p->text)
-        return cr_tokenize(m, p->text, p->n_text, CR_TOKENIZE_BOS, ids, n, err);
-    for (size_t i = 0; i < p->n_ids; i++)
-        if (p->ids[i] >= n_vocab)
-            return cr_error_set(err, CR_INVALID, "prompt: id %d is not in the vocabulary of %d",
-                                (int)p->ids[i], n_vocab);
-    if (!(*ids = cr_alloc(p->n_ids, sizeof **ids)))
-        return cr_error_set(err, CR_NO_MEMORY, "out of memory");
-    *n = p->n_ids;
-    memcpy(*ids, p->ids, *n * sizeof **ids);
-    return CR_OK;
-}
-
 /* Room for the answer is kept with the ids, so that no token allocates. */
 static enum cr_status set_ids(struct cr_choice *c, const int32_t *ids, size_t n, size_t n_ctx,
                               struct cr_error *err)
@@ -59,9 +37,18 @@ static enum cr_status one_prompt(struct cr_job *j, const struct cr_api_prompt *p
                                  size_t n_ctx, struct cr_error *err)
 {
     const struct cr_api_request *q = &j->req;
-    int32_t *ids;
-    size_t n;
-    enum cr_status status = cr_answer_ids(j->target->model, q, p, &ids, &n, err);
+    struct cr_prompt made;
+    enum cr_status status = cr_prompt_make(&made, j->target, q, p, (int)n_ctx, err);
+    size_t n = made.ids.n;
+    j->task_form = made.task;
+    j->n_worked = first && j->n_worked < made.n_worked ? j->n_worked : made.n_worked;
+    if (first == 0) {
+        for (size_t i = 0; i < q->n_stop; i++)
+            j->stop[i] = q->stop[i];
+        j->n_stop = q->n_stop;
+        if (made.task)
+            j->stop[j->n_stop++] = "\n";
+    }
     if (status == CR_OK && n == 0)
         status = cr_error_set(err, CR_INVALID, "prompt: is empty");
     if (status == CR_OK && n + (q->max_tokens != 0) > n_ctx)
@@ -72,12 +59,11 @@ static enum cr_status one_prompt(struct cr_job *j, const struct cr_api_prompt *p
         status = cr_choice_init(c, j, first + i, err);
         j->n_choices = first + i + 1;
         if (status == CR_OK)
-            status = set_ids(c, ids, n, n_ctx, err);
-        /* What the tokenizer put before a text is not the client's: neither echoed nor scored. */
-        c->n_hidden = p && p->text && cr_tokenizer_add_bos(j->target->model->tok) && n > 1;
+            status = set_ids(c, made.ids.v, n, n_ctx, err);
+        c->n_hidden = made.n_hidden;
     }
     j->n_prompt += n;
-    cr_free(ids);
+    cr_free(made.ids.v);
     return status;
 }
 

@@ -54,6 +54,7 @@ struct cr_api_prompt { /* one of text or ids */
 };
 
 enum cr_api_format { CR_FORMAT_TEXT, CR_FORMAT_JSON, CR_FORMAT_SCHEMA };
+enum cr_api_form { CR_PROMPT_AUTO, CR_PROMPT_TASK, CR_PROMPT_CHAT }; /* crayon.form */
 enum cr_api_tool_choice { CR_TOOLS_NONE, CR_TOOLS_AUTO, CR_TOOLS_REQUIRED, CR_TOOLS_NAMED };
 
 struct cr_api_request {
@@ -88,6 +89,8 @@ struct cr_api_request {
     char *adapter;    /* crayon.adapters: ["NAME"] of a palette; NULL: as the model's name says */
     char *route;      /* crayon.route: "auto", "device", "server"; NULL: not given */
     double max_cost;  /* crayon.max_cost; NAN: not given */
+    int worked;       /* crayon.worked: worked examples at most; -1: not given */
+    enum cr_api_form form;
     struct cr_api_lora {
         int id;
         float scale;

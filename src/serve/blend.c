@@ -16,8 +16,9 @@ enum { MAX_EXAMPLES = 256 };
 
 /* ---- examples ------------------------------------------------------------------------------- */
 
-/* The examples as lines of JSON, which the reader of files takes. */
-static enum cr_status read_examples(json_t *list, struct cr_examples *out, char key[65],
+/* The examples as lines of JSON, which the reader of files takes. key: of them and of how many
+ * stand in front of a question. */
+static enum cr_status read_examples(json_t *list, int worked, struct cr_examples *out, char key[65],
                                     struct cr_error *err)
 {
     struct cr_buf b;
@@ -36,6 +37,8 @@ static enum cr_status read_examples(json_t *list, struct cr_examples *out, char 
     }
     cr_sha256_init(&h);
     cr_sha256_add(&h, b.data ? b.data : "", b.len);
+    if (worked > 0)
+        cr_sha256_add(&h, &worked, sizeof worked);
     cr_sha256_hex(&h, key);
     cr_buf_deinit(&b);
     return status;
@@ -47,10 +50,13 @@ struct solved {
     struct cr_blend_result result;
     const cr_pool *pool;
     double apply_ms;
+    struct cr_example worked[CR_WORKED_MAX]; /* [n_worked] stand in front; strings borrowed */
+    size_t n_worked;
 };
 
-static enum cr_status solve(struct cr_job *j, const struct cr_examples *e, const char *name,
-                            struct solved *s, struct cr_target **out, struct cr_error *err)
+static enum cr_status solve(struct cr_job *j, const struct cr_examples *e, int worked,
+                            const char *name, struct solved *s, struct cr_target **out,
+                            struct cr_error *err)
 {
     cr_model *m = j->target->model;
     cr_delta *delta = NULL;
@@ -68,6 +74,10 @@ static enum cr_status solve(struct cr_job *j, const struct cr_examples *e, const
         status = CR_NO_MEMORY;
     if (*out)
         (*out)->pool = s->pool;
+    if (*out && worked > 0) {
+        s->n_worked = cr_palette_take_worked(e->v, e->n, (size_t)worked, s->worked);
+        status = cr_worked_init(&(*out)->worked, m, s->worked, s->n_worked, err);
+    }
     return status;
 }
 
@@ -88,7 +98,7 @@ bool cr_blends_apply(struct cr_blends *b, struct cr_job *j, struct cr_api_error 
     struct cr_target *t = NULL;
     char key[65] = "", name[32];
     double start = cr_now_ms();
-    enum cr_status status = read_examples(j->req.examples, &examples, key, &err);
+    enum cr_status status = read_examples(j->req.examples, j->req.worked, &examples, key, &err);
     bool read = status == CR_OK;
     struct cr_kept_blend *oldest = b->v;
     for (size_t i = 0; status == CR_OK && i < CR_BLENDS_KEPT && !t; i++) {
@@ -101,7 +111,7 @@ bool cr_blends_apply(struct cr_blends *b, struct cr_job *j, struct cr_api_error 
     }
     if (status == CR_OK && !t) {
         snprintf(name, sizeof name, "examples-%.12s", key);
-        status = solve(j, &examples, name, &s, &t, &err);
+        status = solve(j, &examples, j->req.worked, name, &s, &t, &err);
         cr_blend_result_deinit(&s.result);
         if (status == CR_OK) {
             memcpy(t->sha256, key, sizeof t->sha256);
@@ -113,6 +123,7 @@ bool cr_blends_apply(struct cr_blends *b, struct cr_job *j, struct cr_api_error 
     if (read)
         cr_examples_deinit(&examples);
     if (status != CR_OK) {
+        cr_target_unref(t);
         int http = status == CR_NOT_FOUND ? 400 : cr_status_http(status);
         cr_api_error_set(e, http, "crayon.examples", NULL, "crayon.examples: %s", err.msg);
         return false;
@@ -131,8 +142,7 @@ static json_t *real_or_null(float x)
     return isfinite(x) ? json_real((double)x) : json_null();
 }
 
-static json_t *report(struct cr_job *j, const struct solved *s, struct cr_target *t, size_t n,
-                      double ms)
+static json_t *report(struct cr_job *j, struct solved *s, struct cr_target *t, size_t n, double ms)
 {
     const struct cr_blend_result *r = &s->result;
     json_t *weights = json_array();
@@ -166,7 +176,8 @@ static json_t *report(struct cr_job *j, const struct solved *s, struct cr_target
                            .loss_before = NAN,
                            .loss_after = NAN,
                            .metric = (char *)(uintptr_t) "",
-                           .created = created};
+                           .created = created,
+                           .worked = {.v = s->worked, .n = s->n_worked}};
     struct cr_error err;
     size_t len;
     char *text = cr_palette_text(&p, "palette", &len, &err);
@@ -210,12 +221,16 @@ void cr_special_blend(cr_worker *w, struct cr_job *j)
     const char *level = json_string_value(json_object_get(j->body, "level"));
     const char *name = json_string_value(json_object_get(j->body, "name"));
     int by_name = level ? cr_level_by_name(level) : CR_LEVEL_INSTANT;
+    json_t *some = json_object_get(j->body, "worked");
+    json_int_t worked = json_is_integer(some) ? json_integer_value(some) : some ? -1 : 0;
     if (!json_is_array(list) || json_array_size(list) == 0 || json_array_size(list) > MAX_EXAMPLES)
         cr_api_error_set(&e, 400, "examples", NULL, "examples: want an array of 1 to %d examples",
                          MAX_EXAMPLES);
     else if (by_name < 0 || by_name > CR_LEVEL_REFINED)
         cr_api_error_set(&e, 400, "level", NULL,
                          "level: want \"instant\", \"measured\" or \"refined\"");
+    else if (worked < 0 || worked > CR_WORKED_MAX)
+        cr_api_error_set(&e, 400, "worked", NULL, "worked: want 0 to %d", CR_WORKED_MAX);
     else if (name && !cr_shelf_is_name(name))
         cr_api_error_set(&e, 400, "name", NULL, "name: \"%.100s\" is no name for a palette", name);
     if (e.http) {
@@ -225,16 +240,15 @@ void cr_special_blend(cr_worker *w, struct cr_job *j)
     s.level = (enum cr_level)by_name;
     s.opt.progress = going;
     s.opt.ud = j;
-    enum cr_status status = read_examples(list, &examples, key, &err);
+    enum cr_status status = read_examples(list, (int)worked, &examples, key, &err);
     if (status == CR_OK) {
-        status = solve(j, &examples, name ? name : "", &s, &t, &err);
-        size_t n = examples.n;
-        cr_examples_deinit(&examples);
+        status = solve(j, &examples, (int)worked, name ? name : "", &s, &t, &err);
         j->blend_ms = cr_now_ms() - start;
-        json_t *o = status == CR_OK ? report(j, &s, t, n, j->blend_ms) : NULL;
+        json_t *o = status == CR_OK ? report(j, &s, t, examples.n, j->blend_ms) : NULL;
         json_t *routing = o && name ? cr_routing_json(cr_worker_routing(w), t) : NULL;
         if (routing)
             json_object_set_new(o, "crayon", routing);
+        cr_examples_deinit(&examples);
         if (status == CR_OK && name) {
             memcpy(t->sha256, key, sizeof t->sha256);
             status = cr_shelf_put(j->shelf, cr_target_ref(t), &err);

@@ -15,6 +15,11 @@ static const char marker[] = "<tool_call>";
 static bool on_text(void *ud, const char *text, size_t n)
 {
     struct cr_choice *c = ud;
+    if (c->job->task_form && c->text.len == 0 && n && *text == ' ') {
+        text++; /* "Answer:" is followed by a blank and the answer */
+        if (--n == 0)
+            return true;
+    }
     bool ok = c->calls ? cr_split_text(c, text, n)
                        : cr_buf_add(&c->text, text, n) &&
                              (!c->job->req.stream || c->job->routed.hold ||
@@ -40,7 +45,7 @@ enum cr_status cr_choice_init(struct cr_choice *c, struct cr_job *job, size_t in
         if (!c->calls)
             return cr_error_set(err, CR_NO_MEMORY, "out of memory");
     }
-    return cr_text_out_init(&c->out, (const char *const *)q->stop, q->n_stop, on_text, c, err);
+    return cr_text_out_init(&c->out, job->stop, job->n_stop, on_text, c, err);
 }
 
 void cr_choice_deinit(struct cr_choice *c)
@@ -242,7 +247,7 @@ static void choose(struct cr_choice *c, const float *logits, float *scratch)
     size_t n = cr_token_bytes(m, id, false, &bytes);
     bool more = follow(c, bytes, n);
     cr_text_out_add(&c->out, bytes, n);
-    if (c->out.stopped)
+    if (c->out.stopped && c->out.which < q->n_stop) /* the form's own line end is no news */
         c->stop_met = q->stop[c->out.which];
     if (c->out.stopped || !more)
         cr_choice_finish(c, "stop");

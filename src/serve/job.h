@@ -44,6 +44,11 @@ struct cr_job {
     double pushed_ms, first_ms, sent_ms;
     double blend_ms; /* of examples in the request; NAN: none */
     bool prepared;
+    bool task_form;  /* the messages stand in the form that palettes are made in */
+    size_t n_worked; /* worked examples in front of the prompt, the fewest of all prompts */
+    const char
+        *stop[CR_API_MAX_STOP + 1]; /* [n_stop] of the request, and the line end of the form */
+    size_t n_stop;
     struct cr_routed routed; /* who answers */
     /* the dialect's stream */
     bool role_sent[CR_API_MAX_CHOICES];
@@ -99,12 +104,21 @@ void cr_cond_init(pthread_cond_t *c);
  * is it? */
 bool cr_wait_for_zero(const int *n, pthread_mutex_t *lock, pthread_cond_t *change, int ms);
 
+/* prompt.c: a request's prompt or messages as ids (free ids.v with cr_free in both cases). n_ctx:
+ * tokens that the context holds; worked examples are left out, the first ones first, where they do
+ * not fit into it beside the answer. p: NULL for messages. */
+struct cr_prompt {
+    struct cr_ids ids;
+    size_t n_hidden; /* of them, that are not the client's own text */
+    size_t n_worked; /* examples that stand in front */
+    bool task;       /* messages in the task form: the answer is one line */
+};
+enum cr_status cr_prompt_make(struct cr_prompt *out, const struct cr_target *t,
+                              const struct cr_api_request *q, const struct cr_api_prompt *p,
+                              int n_ctx, struct cr_error *err);
+
 /* answer.c: a job's choices from its request. Worker's thread. */
 bool cr_answer_prepare(cr_worker *w, struct cr_job *j, int n_ctx, struct cr_api_error *e);
-/* The ids of a request's prompt or messages; free with cr_free. */
-enum cr_status cr_answer_ids(const cr_model *m, const struct cr_api_request *q,
-                             const struct cr_api_prompt *p, int32_t **ids, size_t *n,
-                             struct cr_error *err);
 /* Held text goes out as far as it goes before the end: a stream begins. */
 void cr_answer_release(struct cr_job *j);
 /* The rest of the reply; a line for the log. */

@@ -97,12 +97,12 @@ int cr_lanes_count(const cr_lanes *l)
 }
 
 static int common(const struct lane *v, uint64_t delta_id, const char *caller, const int32_t *ids,
-                  size_t n)
+                  size_t n, size_t most)
 {
     int same = 0;
     if (v->delta_id != delta_id || strcmp(v->caller, caller) != 0)
         return 0;
-    while (same < v->n && (size_t)same + 1 < n && v->ids[same] == ids[same])
+    while (same < v->n && (size_t)same + 1 < n && (size_t)same < most && v->ids[same] == ids[same])
         same++;
     return same;
 }
@@ -121,12 +121,12 @@ static int free_lane(const cr_lanes *l, int source, int same)
 }
 
 int cr_lanes_begin(cr_lanes *l, const cr_delta *delta, const char *caller, const int32_t *ids,
-                   size_t n, bool fresh, size_t *n_cached)
+                   size_t n, size_t most, size_t *n_cached)
 {
     int source = -1, best_same = 0;
     uint64_t delta_id = delta ? delta->id : 0;
-    for (int i = 0; i < l->n && !fresh; i++) {
-        int same = common(&l->v[i], delta_id, caller, ids, n);
+    for (int i = 0; i < l->n; i++) {
+        int same = common(&l->v[i], delta_id, caller, ids, n, most);
         if (same > best_same) {
             source = i;
             best_same = same;

@@ -26,9 +26,9 @@ void cr_lanes_free(cr_lanes *l);
 int cr_lanes_ctx(const cr_lanes *l);
 int cr_lanes_count(const cr_lanes *l);
 /* A free lane for a sequence that begins with ids [n]; -1 when none is free. *n_cached tokens are
- * there already, never all n (fresh: none). */
+ * there already, never all n and at most `most`. */
 int cr_lanes_begin(cr_lanes *l, const cr_delta *delta, const char *caller, const int32_t *ids,
-                   size_t n, bool fresh, size_t *n_cached);
+                   size_t n, size_t most, size_t *n_cached);
 /* keep false: what it holds is dropped. */
 void cr_lanes_end(cr_lanes *l, int lane, bool keep);
 typedef void cr_lane_logits_fn(void *ud, size_t work, size_t at, const float *logits);

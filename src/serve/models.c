@@ -45,6 +45,7 @@ void cr_target_unref(struct cr_target *t)
     if (!t || atomic_fetch_sub(&t->refs, 1) > 1)
         return;
     cr_delta_free(t->owned);
+    cr_worked_deinit(&t->worked);
     cr_palette_close((cr_palette *)(uintptr_t)t->palette);
     cr_free(t->name);
     cr_free(t->path);
@@ -287,6 +288,8 @@ static enum cr_status open_palette(cr_shelf *s, struct cr_target *t, const char 
     if (status != CR_OK)
         return status;
     t->palette = p;
+    t->worked = p->worked_ids;
+    p->worked_ids = (struct cr_worked){0};
     cr_sha256_init(&h);
     cr_sha256_add(&h, text, len);
     cr_sha256_hex(&h, t->sha256);

@@ -7,7 +7,7 @@
 #ifndef CR_MODELS_H
 #define CR_MODELS_H
 
-#include "base/error.h"
+#include "adapt/worked.h"
 
 #include <jansson.h>
 #include <stdatomic.h>
@@ -24,6 +24,7 @@ struct cr_target {
     cr_delta *owned;       /* the same, when it is this target's */
     const struct cr_palette *palette; /* or NULL; what routing needs */
     const cr_pool *pool;              /* of the palette, or NULL */
+    struct cr_worked worked;          /* stand in front of each question; owned */
     cr_model *model;
     int64_t created; /* Unix seconds */
 };

@@ -2,6 +2,7 @@
 /* Strict readers of fields that several dialects share. */
 #include "serve/read.h"
 
+#include "adapt/worked.h"
 #include "base/mem.h"
 
 #include <math.h>
@@ -265,8 +266,10 @@ static bool read_adapters(struct cr_reader *in, json_t *v)
 bool cr_read_extension(struct cr_reader *in)
 {
     static const char *const routes[] = {"auto", "device", "server"};
+    static const char *const forms[] = {"auto", "task", "chat"};
     json_t *v = cr_read_field(in, "crayon");
     in->r->max_cost = NAN;
+    in->r->worked = -1;
     if (!read_lora(in))
         return false;
     if (!v)
@@ -274,7 +277,22 @@ bool cr_read_extension(struct cr_reader *in)
     if (!json_is_object(v))
         return cr_read_bad(in, "crayon", "want an object");
     json_t *examples = json_object_get(v, "examples"), *route = json_object_get(v, "route"),
-           *cost = json_object_get(v, "max_cost");
+           *cost = json_object_get(v, "max_cost"), *worked = json_object_get(v, "worked"),
+           *form = json_object_get(v, "form");
+    if (worked && !json_is_null(worked)) {
+        json_int_t n = json_is_integer(worked) ? json_integer_value(worked) : -1;
+        if (n < 0 || n > CR_WORKED_MAX)
+            return cr_read_bad(in, "crayon.worked", "want 0 to %d", CR_WORKED_MAX);
+        in->r->worked = (int)n;
+    }
+    if (form && !json_is_null(form)) {
+        size_t k = 0;
+        while (k < 3 && (!json_is_string(form) || strcmp(json_string_value(form), forms[k])))
+            k++;
+        if (k == 3)
+            return cr_read_bad(in, "crayon.form", "want \"auto\", \"task\" or \"chat\"");
+        in->r->form = (enum cr_api_form)k;
+    }
     if (examples && !json_is_null(examples)) {
         if (!json_is_array(examples) || json_array_size(examples) == 0 ||
             json_array_size(examples) > 256)

@@ -50,6 +50,10 @@ json_t *cr_reply_crayon(const struct cr_job *j)
         json_object_set_new(o, "scope", isfinite(d->scope) ? json_real(d->scope) : json_null());
         json_object_set_new(o, "cost", isfinite(d->cost) ? json_real(d->cost) : json_null());
     }
+    if (o && (j->n_worked || t->worked.n))
+        json_object_set_new(o, "worked_examples", json_integer((json_int_t)j->n_worked));
+    if (o && j->task_form)
+        json_object_set_new(o, "form", json_string("task"));
     if (o && isfinite(j->blend_ms))
         json_object_set_new(o, "blend_ms", json_real(j->blend_ms));
     if (o && j->req.ignored)

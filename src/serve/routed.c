@@ -220,6 +220,8 @@ static bool begin_text(struct away *a)
     a->begun = true;
     j->routed.hold = false;
     j->first_ms = cr_now_ms();
+    j->task_form = false; /* the server was asked as a chat */
+    j->n_worked = 0;
     c->text.len = 0;
     c->finish = NULL;
     if (cr_text_out_init(&c->out, (const char *const *)j->req.stop, j->req.n_stop, c->out.on_text,

@@ -237,6 +237,24 @@ static enum MHD_Result post_detokenize(cr_server *s, struct MHD_Connection *c, s
     return done;
 }
 
+/* What the model's name of a request says, else the model itself; a reference. */
+static struct cr_target *target_of(cr_server *s, const struct cr_api_request *q)
+{
+    struct cr_target *t = cr_shelf_find(s->shelf, q->model);
+    return t ? t : cr_shelf_find(s->shelf, cr_shelf_model_name(s->shelf));
+}
+
+static enum cr_status ids_of(cr_server *s, const struct cr_api_request *q, struct cr_ids *ids,
+                             struct cr_error *err)
+{
+    struct cr_prompt made;
+    struct cr_target *t = target_of(s, q);
+    enum cr_status status = cr_prompt_make(&made, t, q, NULL, cr_server_ctx(s), err);
+    *ids = made.ids;
+    cr_target_unref(t);
+    return status;
+}
+
 static enum MHD_Result post_template(cr_server *s, struct MHD_Connection *c, struct cr_talk *t)
 {
     enum MHD_Result done = MHD_NO;
@@ -244,8 +262,8 @@ static enum MHD_Result post_template(cr_server *s, struct MHD_Connection *c, str
     struct cr_api_request q = {0};
     struct cr_api_error e;
     struct cr_error err;
-    int32_t *ids = NULL;
-    size_t n = 0, len = 0;
+    struct cr_ids ids = {0};
+    size_t len = 0;
     if (!v)
         return done;
     if (!json_is_string(json_object_get(v, "model")))
@@ -256,12 +274,13 @@ static enum MHD_Result post_template(cr_server *s, struct MHD_Connection *c, str
         return cr_send_error(c, t, 503, NULL, NULL, "out of memory");
     if (!cr_api_parse(&q, CR_API_CHAT, text, len, &e))
         done = cr_send_api_error(c, t, &e);
-    else if (cr_answer_ids(s->opt.model, &q, NULL, &ids, &n, &err) != CR_OK)
+    else if (ids_of(s, &q, &ids, &err) != CR_OK)
         done = send_library_error(c, t, &err);
     else
-        done = cr_send_json(c, t, 200, json_pack("{s:o}", "prompt", text_of(s->opt.model, ids, n)));
+        done = cr_send_json(c, t, 200,
+                            json_pack("{s:o}", "prompt", text_of(s->opt.model, ids.v, ids.n)));
     cr_api_request_deinit(&q);
-    cr_free(ids);
+    cr_free(ids.v);
     cr_free(text);
     return done;
 }
@@ -286,17 +305,16 @@ static enum MHD_Result post_count(cr_server *s, struct MHD_Connection *c, struct
     struct cr_api_request q;
     struct cr_api_error e;
     struct cr_error err;
-    int32_t *ids = NULL;
-    size_t n = 0;
+    struct cr_ids ids = {0};
     enum MHD_Result done;
     if (!cr_api_parse(&q, CR_API_COUNT_TOKENS, t->body.data, t->body.len, &e))
         done = cr_send_api_error(c, t, &e);
-    else if (cr_answer_ids(s->opt.model, &q, NULL, &ids, &n, &err) != CR_OK)
+    else if (ids_of(s, &q, &ids, &err) != CR_OK)
         done = send_library_error(c, t, &err);
     else
-        done = cr_send_json(c, t, 200, json_pack("{s:I}", "input_tokens", (json_int_t)n));
+        done = cr_send_json(c, t, 200, json_pack("{s:I}", "input_tokens", (json_int_t)ids.n));
     cr_api_request_deinit(&q);
-    cr_free(ids);
+    cr_free(ids.v);
     return done;
 }
 

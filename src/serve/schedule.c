@@ -217,8 +217,9 @@ static void give_lanes(cr_worker *w)
             cr_choice_finish(c, "length");
             continue;
         }
-        c->lane = cr_lanes_begin(w->lanes, j->target->delta, j->caller, c->ids, c->n_prompt, all,
-                                 &c->n_cached);
+        /* a prompt that is scored is run from its first token on that the client sent */
+        c->lane = cr_lanes_begin(w->lanes, j->target->delta, j->caller, c->ids, c->n_prompt,
+                                 all ? c->n_hidden : c->n_prompt, &c->n_cached);
         c->n_run = c->n_cached;
         if (first_of_prompt(c) == c)
             j->n_cached += c->n_cached;

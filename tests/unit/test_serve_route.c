@@ -5,6 +5,7 @@
  */
 #include "fake_upstream.h"
 #include "serve_fixture.h"
+#include "worked_fixture.h"
 
 #include "base/mem.h"
 #include "route/route.h"
@@ -43,15 +44,24 @@ static void behave(struct fake *f, int fd, int nth)
     }
 }
 
-static void begin(void)
+static void begin_with(const char *const *palettes, size_t n)
 {
     struct cr_error err;
     if (cr_router_new(&router, &options, &err) != CR_OK)
         fail_msg("%s", err.msg);
-    struct cr_serve_options opt = {
-        .model = model, .model_name = "m", .n_ctx = 256, .router = router};
+    struct cr_serve_options opt = {.model = model,
+                                   .model_name = "m",
+                                   .n_ctx = 256,
+                                   .router = router,
+                                   .palettes = palettes,
+                                   .n_palettes = n};
     if (cr_server_start(&server, &opt, &err) != CR_OK)
         fail_msg("%s", err.msg);
+}
+
+static void begin(void)
+{
+    begin_with(NULL, 0);
 }
 
 static int make(void **state)
@@ -416,12 +426,49 @@ static void test_page_and_ledger(void **state)
     unsetenv("XDG_STATE_HOME");
 }
 
+/* A palette's worked examples are the user's: the server gets the messages and no more. */
+static void test_worked_examples_stay_here(void **state)
+{
+    (void)state;
+    char path[160];
+    const char *palettes[] = {path};
+    snprintf(path, sizeof path, "%s/w.palette", folder);
+    fx_write_worked(path);
+    begin_with(palettes, 1);
+    remove(path);
+    for (int stream = 0; stream < 2; stream++) {
+        char body[512];
+        snprintf(body, sizeof body,
+                 "{\"model\":\"m:w\"," USER ",\"max_tokens\":6,\"temperature\":0,\"stream\":%s,"
+                 "\"crayon\":{\"route\":\"%s\"}}",
+                 stream ? "true" : "false", "server");
+        char *reply = send_it(body);
+        assert_int_equal(status_of(reply), 200);
+        assert_non_null(strstr(reply, stream ? "it " : "Paris it is"));
+        assert_null(strstr(reply, "\"worked_examples\":3"));
+        cr_free(reply);
+        assert_non_null(strstr(fake.request, "Hello there"));
+        assert_null(strstr(fake.request, "canary"));
+        assert_null(strstr(fake.request, "green apple"));
+        assert_null(strstr(fake.request, "A tree."));
+    }
+    fake.text = "500"; /* the held answer is given: behind the examples, without its blank */
+    char *reply = send_it("{\"model\":\"m:w\"," USER ",\"max_tokens\":6,\"temperature\":0,"
+                          "\"crayon\":{\"route\":\"server\"}}");
+    fake.text = NULL;
+    assert_int_equal(status_of(reply), 200);
+    assert_non_null(strstr(reply, "\"content\":\"green apple\""));
+    assert_non_null(strstr(reply, "\"worked_examples\":3"));
+    cr_free(reply);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, make, clean)
     const struct CMUnitTest tests[] = {
         T(test_server_answers_and_says_so),
         T(test_wishes),
+        T(test_worked_examples_stay_here),
         T(test_what_is_not_calibrated_is_said_at_the_start),
         T(test_42_device_answers_when_the_server_fails),
         T(test_42_also_while_it_stops),

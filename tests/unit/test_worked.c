@@ -76,7 +76,7 @@ static void test_pieces_and_one_bos(void **state)
                 must(cr_prompt_encode(models[m], &asked, &ids, &err));
             for (size_t i = 0; !bos && i < plain.n; i++)
                 assert_true(cr_ids_push(&ids, plain.v[i]));
-            must(cr_worked_put(&w, models[m], 1000, &ids, 1, &used, &err));
+            must(cr_worked_put(&w, models[m], CR_WORKED_MAX, 1000, &ids, 1, &used, &err));
             assert_int_equal(used, SHOWN);
             assert_int_equal(ids.v[0], 7);
             assert_int_equal(ids.n, want.n + 1);
@@ -110,13 +110,25 @@ static void test_room(void **state)
                 first++;
             struct cr_ids ids = {0}, want = by_hand(models[m], first, &asked);
             must(cr_prompt_encode(models[m], &asked, &ids, &err));
-            must(cr_worked_put(&w, models[m], room, &ids, 0, &used, &err));
+            must(cr_worked_put(&w, models[m], CR_WORKED_MAX, room, &ids, 0, &used, &err));
             assert_int_equal(used, SHOWN - first);
             assert_int_equal(ids.n, want.n);
             assert_memory_equal(ids.v, want.v, want.n * sizeof *want.v);
             cr_free(ids.v);
             cr_free(want.v);
         }
+        cr_worked_deinit(&w);
+    }
+    for (size_t most = 0; most < SHOWN + 2; most++) { /* no more than were asked for */
+        struct cr_worked w;
+        struct cr_ids ids = {0}, want = by_hand(models[0], most < SHOWN ? SHOWN - most : 0, &asked);
+        must(cr_worked_init(&w, models[0], shown, SHOWN, &err));
+        must(cr_prompt_encode(models[0], &asked, &ids, &err));
+        must(cr_worked_put(&w, models[0], most, 1000, &ids, 0, NULL, &err));
+        assert_int_equal(ids.n, want.n);
+        assert_memory_equal(ids.v, want.v, want.n * sizeof *want.v);
+        cr_free(ids.v);
+        cr_free(want.v);
         cr_worked_deinit(&w);
     }
     assert_int_equal(cr_worked_room(100, 10), 90);
@@ -189,7 +201,7 @@ static void test_ids_of_the_evidence(void **state)
             size_t at = 0, used;
             must(cr_worked_init(&w, models[0], e, n, &err));
             must(cr_prompt_encode(models[0], &question, &ids, &err));
-            must(cr_worked_put(&w, models[0], 10000, &ids, 0, &used, &err));
+            must(cr_worked_put(&w, models[0], CR_WORKED_MAX, 10000, &ids, 0, &used, &err));
             for (char *p = line[n] + 3; *p; at++) {
                 assert_true(at < ids.n);
                 assert_int_equal(ids.v[at], strtol(p, &p, 10));
@@ -306,7 +318,7 @@ static void test_out_of_memory(void **state)
             if (!st)
                 st = cr_prompt_encode(models[m], &asked, &ids, &err);
             if (!st)
-                st = cr_worked_put(&w, models[m], 1000, &ids, 0, NULL, &err);
+                st = cr_worked_put(&w, models[m], CR_WORKED_MAX, 1000, &ids, 0, NULL, &err);
             cr_mem_fail_at(0, false);
             assert_true(st == CR_OK || st == CR_NO_MEMORY);
             cr_free(ids.v);
