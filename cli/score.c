@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* `crayon score`: log-probabilities of given completions, JSONL in and out. */
-#include "adapt/score.h"
+#include "adapt/palette.h"
 
+#include "adapt/score.h"
 #include "base/mem.h"
 #include "common.h"
 #include "jsonout.h"
@@ -61,6 +62,19 @@ static enum cr_status ids_of(struct scoring *s, const json_t *v, const char *key
     }
     *n = count;
     return CR_OK;
+}
+
+/* The palette's worked examples in front of a prompt, as far as they fit beside the completion. */
+static enum cr_status put_worked(struct scoring *s, int32_t **p, size_t *n_p, size_t n_c)
+{
+    struct cr_ids ids = {*p, *n_p, *n_p};
+    int ctx = cr_arg_int(s->a, CR_OPT_CTX);
+    size_t most = (size_t)(ctx ? ctx : cr_model_info(s->setup.model)->n_ctx_train);
+    enum cr_status st = cr_worked_put(&s->setup.palette->worked_ids, s->setup.model, CR_WORKED_MAX,
+                                      most > n_c ? most - n_c : 0, &ids, 0, NULL, &s->err);
+    *p = ids.v;
+    *n_p = ids.n;
+    return st;
 }
 
 /* Makes the session large enough for n tokens. */
@@ -222,6 +236,8 @@ static enum cr_status score_line(struct scoring *s, const char *line, size_t len
         st = ids_of(s, prompt, "prompt", CR_TOKENIZE_BOS, &p, &n_p);
     if (!st)
         st = ids_of(s, completion, "completion", 0, &c, &n_c);
+    if (!st && json_is_string(prompt) && s->setup.palette)
+        st = put_worked(s, &p, &n_p, n_c);
     if (!st && s->setup.compute) {
         st = wait_ids(s, p, n_p, c, n_c);
         p = c = NULL;

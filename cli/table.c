@@ -83,9 +83,9 @@ const struct cr_verb cr_verbs[] = {
          "ids, and prints for each a line {\"tokens\", \"logprobs\", \"sum\", \"is_greedy\"} about "
          "the\n"
          "completion. A text prompt begins with the begin-of-text token where the model asks for\n"
-         "it. After an empty prompt the first log-probability is null. The first bad line is "
-         "named\n"
-         "by number and ends the work.",
+         "it, and with the palette's worked examples as far as they fit. After an empty prompt\n"
+         "the first log-probability is null. The first bad line is named by number and ends the\n"
+         "work.",
      .examples = "  echo '{\"prompt\": \"2 + 2 =\", \"completion\": \" 4\"}' | crayon score",
      .run = cr_cli_score},
     {.id = CR_VERB_LOGITS,

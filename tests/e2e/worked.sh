@@ -16,6 +16,9 @@ grep '"version"' mine.palette
 "$CRAYON" run -q --palette mine.palette -p "What about the bear number 3?"
 "$CRAYON" run --palette mine.palette -p "What about the bear number 3?" -n 4 --ctx 100 2>&1 > out | grep -o '.*worked examples fit.*'
 "$CRAYON" run -q --chat --palette mine.palette -p "What about the bear number 3?" -n 3 > out 2> err || fail chat
+ask='{"prompt": "Question: What about the bear number 3?\nAnswer:", "completion": " green apple seven\n"}'
+echo "$ask" | "$CRAYON" score -q --palette mine.palette | grep -o '"is_greedy":.*'
+echo "$ask" | "$CRAYON" score -q --palette mine.palette --ctx 40 | grep -o '"is_greedy":.*'
 sed -n 1,6p mine.jsonl > new.test.jsonl
 "$CRAYON" eval -q new.test.jsonl --palette mine.palette --shots 0 --f1 | grep -E '^ +(base|palette)' | cut -c 1-38
 sed -n 7,12p mine.jsonl > new.train.jsonl
