@@ -18,8 +18,8 @@ enum { MAX_CONTEXT = 1 << 26 };
  * the user. */
 static bool may_be_task(const struct cr_api_request *q)
 {
-    return q->chat && q->tool_choice == CR_TOOLS_NONE && q->format == CR_FORMAT_TEXT &&
-           strcmp(q->messages[q->n_messages - 1].role, "user") == 0;
+    return q->chat && q->n_messages && q->tool_choice == CR_TOOLS_NONE &&
+           q->format == CR_FORMAT_TEXT && strcmp(q->messages[q->n_messages - 1].role, "user") == 0;
 }
 
 /* The last message is the question, what came before it the context. */

@@ -24,6 +24,9 @@ sed -n 1,6p mine.jsonl > new.test.jsonl
 sed -n 7,12p mine.jsonl > new.train.jsonl
 "$CRAYON" eval -q new.test.jsonl --worked 3 --json > eval.json || fail "eval --worked"
 grep -A 99 '"rows"' eval.json | grep -E '"(base|base, 3 worked)": \{|"new"' | tr -d ' '
+"$CRAYON" run -m "$MODELS/crayon-15m-q8_0.gguf" --palette mine.palette --rule random --budget 1 --yes --upstream http://127.0.0.1:1 \
+    --upstream-model big -p "What about the bear number 3?" 2> err # the server gets the question alone; here none answers
+grep -o '^  body: .*' err
 "$CRAYON" "${blend[@]}" -q -o none.palette --worked 0 | grep -E '^(after|worked)' | sed 's/, loss.*//'
 head -9 mine.jsonl > few.jsonl # three lines are held out, too few to tell
 "$CRAYON" "${blend[@]}" -q --examples few.jsonl -o few.palette 2>&1 | grep -E '^(after|worked|verdict)' | sed 's/, loss.*//'
