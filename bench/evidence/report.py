@@ -295,14 +295,18 @@ def command_table(path):
     rows = json.load(open(path))
     tasks = sorted({k.rsplit(" ", 1)[0] for k in rows})
     runs = {t: [r for k, r in rows.items() if k.rsplit(" ", 1)[0] == t] for t in tasks}
-    mean = {n: np.array([np.mean([r[n] for r in runs[t]]) for t in tasks]) for n in ("base", "refined", "tuned")}
+    mean = {n: np.array([np.mean([r[n] for r in runs[t]]) for t in tasks]) for n in ("base", "refined", "refined+", "tuned", "tuned+")
+            if all(n in r for r in rows.values())}
     w = np.random.default_rng(2).multinomial(len(tasks), np.full(len(tasks), 1 / len(tasks)), DRAWS) / len(tasks)
     diff = lambda a, b: "%+.1f [%+.1f, %+.1f]" % (100 * (a - b).mean(), *interval(100 * (w @ (a - b))))
     out = ["%d tasks, %d runs.\n" % (len(tasks), len(rows)), "| palette of | accuracy | against the base | against refined | keeps base, blend, tuned blend |", "|---|---|---|---|---|",
            "| (base) | %.1f | | | |" % (100 * mean["base"].mean())]
-    for n in ("refined", "tuned"):
-        kept = [sum(r["kept by " + n] == x for r in rows.values()) for x in ("base", "refined", "tuned")]
-        out.append("| level %s | %.1f | %s | %s | %d, %d, %d |" % (n, 100 * mean[n].mean(), diff(mean[n], mean["base"]), diff(mean[n], mean["refined"]) if n == "tuned" else "", *kept))
+    for n in list(mean)[1:]:
+        kept = [sum(r["kept by " + n].rstrip("+") == x for r in rows.values()) for x in ("base", "refined", "tuned")]
+        shown = sum(r["kept by " + n][-1] == "+" for r in rows.values())
+        out.append("| level %s%s | %.1f | %s | %s | %d, %d, %d%s |" % (
+            n.rstrip("+"), ", worked examples tried" if n[-1] == "+" else "", 100 * mean[n].mean(), diff(mean[n], mean["base"]),
+            diff(mean[n], mean["refined"]) if n != "refined" else "", *kept, "; worked examples %d" % shown if n[-1] == "+" else ""))
     return "\n".join(out)
 
 
