@@ -105,6 +105,10 @@ picture("1-welcome")
 
 # Keyboard alone: the message field has the focus, Enter sends.
 print("focus:", js("document.activeElement.id"))
+# (The model itself tells a story; a palette answers in one line, too short for a speed.)
+chosen = js("document.getElementById('model').value")
+js("{ const m = document.getElementById('model'); m.value = [...m.options].map(o => o.value).find(v => !v.includes(':')); "
+   "m.dispatchEvent(new Event('change')); document.getElementById('prompt').focus() }")
 send("Input.insertText", s, text="Once upon a time")
 key("Enter", 13, "\r")
 wait("document.querySelector('.turn.assistant .facts')", "an answer with its facts", 120)
@@ -114,6 +118,7 @@ print("confidence shown:", js("document.querySelector('.turn.assistant meter').v
 print("speed shown:", js("/tok\\/s/.test(document.getElementById('speed').textContent)"))
 js("document.querySelector('details').open = true")
 picture("2-chat")
+js("{ const m = document.getElementById('model'); m.value = %r; m.dispatchEvent(new Event('change')) }" % chosen)
 
 # Markup of a model stays text.
 js("document.getElementById('prompt').value = '<img src=x onerror=alert(1)><b>bold</b>'; document.getElementById('ask').requestSubmit()")
