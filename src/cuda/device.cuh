@@ -8,9 +8,8 @@
 
 typedef __nv_bfloat16 bf16;
 
-__device__ __forceinline__ void load8(const bf16 *p, float v[8])
+__device__ __forceinline__ void unpack8(uint4 raw, float v[8])
 {
-    uint4 raw = *(const uint4 *)p;
     const __nv_bfloat162 *h = (const __nv_bfloat162 *)&raw;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -18,6 +17,11 @@ __device__ __forceinline__ void load8(const bf16 *p, float v[8])
         v[2 * i] = f.x;
         v[2 * i + 1] = f.y;
     }
+}
+
+__device__ __forceinline__ void load8(const bf16 *p, float v[8])
+{
+    unpack8(*(const uint4 *)p, v);
 }
 
 __device__ __forceinline__ void store8(bf16 *p, const float v[8])

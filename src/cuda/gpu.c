@@ -8,7 +8,7 @@
 
 #include <string.h>
 
-enum { WORKSPACE = 64 << 20, BLAS_ERROR = 10000, ALIGN = 256 };
+enum { WORKSPACE = 32 << 20, BLAS_ERROR = 10000, ALIGN = 256, PIECE = 16 };
 
 static void note(struct cr_gpu *g, cudaError_t e)
 {
@@ -70,7 +70,8 @@ static void set_thin(struct cr_gpu *g)
 {
     const struct cr_lowrank *p = g->p;
     struct cr_thin *t = &g->thin_layer;
-    g->thin = g->shape.train && p->form == CR_POOL_SHARED && p->rank == 8;
+    g->thin = g->shape.train && p->form == CR_POOL_SHARED && p->rank == 8 &&
+              g->m->n_embd <= CR_THIN_WIDEST;
     *t = (struct cr_thin){.n = p->n, .s = p->scale};
     for (int s = 0; s < CR_STAGE_COUNT; s++) {
         const struct cr_stage_shape *st = &p->stage[s];
@@ -90,6 +91,9 @@ static void set_thin(struct cr_gpu *g)
         }
     }
     g->thin_begin[CR_STAGE_COUNT] = t->total;
+    g->slab_at[0] = 0;
+    for (int s = 0; s < CR_STAGE_COUNT; s++)
+        g->slab_at[s + 1] = g->slab_at[s] + p->stage[s].n_u * p->stage[s].n_in;
 }
 
 static void carve_weights(struct cr_gpu *g, struct carver *c)
@@ -161,34 +165,47 @@ static void carve_scratch(struct cr_gpu *g, struct carver *c)
         lins = most(lins, (size_t)n_targets(&g->p->stage[s]));
     g->da_step = chunks * n;
     size_t thin = g->thin && back ? (size_t)g->thin_layer.total : 0;
-    size_t wide = g->thin ? 0 : lins * t * (size_t)g->ldv, splits = g->thin ? CR_THIN_SPLITS : 1;
+    size_t wide = g->thin ? 0 : lins * t * (size_t)g->ldv,
+           splits = g->thin ? (size_t)cr_k_thin_splits(&g->thin_layer) : 1;
     size_t logit_rows = r < CR_GPU_LOGIT_ROWS ? r : CR_GPU_LOGIT_ROWS;
     g->last = carve(c, r * e, 2);
     g->o_rows = carve(c, r * q, 2);
     g->h = carve(c, t * e, 2);
-    g->y = carve(c, t * (size_t)g->ld_e, 2);
-    g->hh = carve(c, t * f, 2);
-    g->v = carve(c, wide, 2);
-    g->beff = carve(c, g->shape.n_groups * thin, 2);
-    g->part = carve(c, chunks * thin, sizeof(float));
-    g->dh = carve(c, back * e, 2);
-    g->dhh = carve(c, back * f, 2);
-    g->dx = carve(c, back * (size_t)g->ld_e, 2);
+    g->dh_rows = carve(c, back_r * e, 2);
     g->dx_rows = carve(c, back_r * (size_t)g->ld_e, 2);
-    g->d_o = carve(c, back * q, 2);
-    g->d_o_rows = carve(c, back_r * q, 2);
-    g->dqkv = carve(c, back * (size_t)g->ld[CR_STAGE_QKV], 2);
+    g->v = carve(c, wide, 2);
     g->dv = carve(c, back ? wide : 0, 2);
-    g->delta = carve(c, back * (size_t)g->m->n_heads, sizeof(float));
     g->da = carve(c, back ? splits * chunks * n : 0, sizeof(float));
     g->da_rows = carve(c, back ? splits * chunks * n : 0, sizeof(float));
     g->a = carve(c, g->shape.n_groups * n, sizeof(float));
-    g->logits = carve(c, logit_rows * (size_t)g->ld_vocab, sizeof(float));
-    g->dlogits = carve(c, back ? logit_rows * (size_t)g->ld_vocab : 0, 2);
+    for (int i = 0; i < 2; i++)
+        g->chunk_weights[i] = carve(c, thin ? cr_k_thin_weights_bytes((int)n, chunks) : 0, 1);
+    g->chunks_done = carve(c, thin ? chunks : 0, sizeof *g->chunks_done);
+    /* What a layer alone needs, there or back; the logits lie over it, between the two. Of hh on
+     * the one hand, and d_o and dqkv on the other, one is alive at a time; dh, behind a product, is
+     * so when d_o is not. */
+    struct carver logits = *c;
+    g->y = carve(c, t * (size_t)g->ld_e, 2);
+    g->dx = back ? g->y : NULL; /* y is of the way there */
+    struct carver feed = *c;
+    g->hh = carve(&feed, t * f, 2);
+    g->dh = g->d_o = carve(c, back * most(q, e), 2);
+    g->dqkv = carve(c, back * (size_t)g->ld[CR_STAGE_QKV], 2);
+    c->n = most(c->n, feed.n);
+    g->d_o_rows = carve(c, back_r * q, 2);
+    g->delta = carve(c, back * (size_t)g->m->n_heads, sizeof(float));
+    g->beff = carve(c, g->shape.n_groups * thin, 2);
+    g->part = carve(c, chunks * thin, 2);
+    g->du_part =
+        carve(c, thin ? cr_k_thin_du_bytes(&g->thin_stage[CR_STAGE_GATE_UP], chunks) : 0, 1);
+    g->slabs = carve(c, thin ? (size_t)cr_k_thin_slabs((int)t) * g->slab_at[CR_STAGE_COUNT] : 0,
+                     sizeof *g->slabs);
+    g->logits = carve(&logits, logit_rows * (size_t)g->ld_vocab, sizeof(float));
+    c->n = most(c->n, logits.n);
     g->loss = carve(c, r, sizeof(float));
     /* each array of a batch is rounded up to 16 bytes */
     size_t chunk = sizeof(struct cr_chunk) / sizeof(int);
-    g->cap_numbers = g->shape.n_batches * (7 * t + 4 * r + 2 * chunk * chunks +
+    g->cap_numbers = g->shape.n_batches * (8 * t + 4 * r + 2 * chunk * chunks +
                                            (3 + n) * (g->shape.n_groups + 1) + 32 * 4) +
                      2 * g->shape.n_targets + 64;
     g->numbers = carve(c, g->cap_numbers, sizeof(int));
@@ -236,6 +253,9 @@ enum cr_status cr_gpu_check(const cr_model *m, struct cr_error *err)
         return cr_error_set(err, CR_UNSUPPORTED,
                             "cuda: wants widths that are multiples of 8, the model has %d and %d",
                             m->n_embd, m->n_ff);
+    if (m->n_embd > CR_NORM_WIDEST)
+        return cr_error_set(err, CR_UNSUPPORTED, "cuda: wants a width up to %d, the model has %d",
+                            CR_NORM_WIDEST, m->n_embd);
     return CR_OK;
 }
 
@@ -386,6 +406,9 @@ enum cr_status cr_gpu_new(struct cr_gpu **out, int device, const cr_model *m,
         note_blas(g, cublasSetStream(g->blas, g->stream));
         note_blas(g, cublasSetWorkspace(g->blas, g->block, WORKSPACE));
         note_blas(g, cublasSetMathMode(g->blas, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION));
+        g->classes = cr_alloc(s->n_tokens / PIECE + 1, sizeof *g->classes);
+        if (!g->classes)
+            st = cr_error_set(err, CR_NO_MEMORY, "cuda: out of memory");
         note(g, cudaMallocHost((void **)&g->host, g->cap_numbers * sizeof *g->host));
         note(g, cudaMemsetAsync(g->block, 0, g->bytes, g->stream));
     }
@@ -412,6 +435,7 @@ void cr_gpu_free(struct cr_gpu *g)
     cudaFree(g->block);
     if (g->stream)
         cudaStreamDestroy(g->stream);
+    cr_free(g->classes);
     cr_free(g);
 }
 
@@ -498,6 +522,36 @@ int cr_gpu_chunks(struct cr_gpu *g, const size_t *begin, size_t n_groups, size_t
     }
     at[n_groups] = n;
     return n;
+}
+
+enum { CLASSES = 128 }; /* of pieces, by their work in pieces; the last one has the longer ones */
+
+/* Pieces by falling class. */
+static void put_order(struct cr_gpu *g, int n, const int **there)
+{
+    int *order = cr_gpu_take(g, (size_t)n, there), begin[CLASSES + 1] = {0};
+    for (int i = 0; i < n; i++)
+        begin[CLASSES - g->classes[i]]++;
+    for (int c = 0; c < CLASSES; c++)
+        begin[c + 1] += begin[c];
+    for (int i = 0; i < n; i++)
+        order[begin[CLASSES - 1 - g->classes[i]]++] = i;
+}
+
+void cr_gpu_order(struct cr_gpu *g, struct cr_gpu_batch *b, const int *seg, const int *end,
+                  const int *pre, const int *pre_end)
+{
+    int n = (b->n_tokens + PIECE - 1) / PIECE;
+    for (int way = 0; way < (end ? 2 : 1); way++) {
+        for (int i = 0; i < n; i++) {
+            int first = i * PIECE,
+                after = first + PIECE < b->n_tokens ? first + PIECE : b->n_tokens;
+            int more = pre ? pre_end[after - 1] - pre[after - 1] : 0;
+            int work = way ? end[after - 1] - first : after - seg[first] + (more > 0 ? more : 0);
+            g->classes[i] = (unsigned char)(work < CLASSES * PIECE ? work / PIECE : CLASSES - 1);
+        }
+        put_order(g, n, way ? &b->seen_most : &b->see_most);
+    }
 }
 
 /* ---- products ---- */

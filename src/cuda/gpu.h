@@ -33,9 +33,10 @@ struct cr_gpu_batch {
     const int *row, *id, *row_group;                          /* [n_rows] */
     const float *weight;                                      /* [n_rows] */
     const struct cr_chunk *chunks, *row_chunks;
-    const int *begin, *row_begin; /* [n_groups + 1] first chunk of each group */
-    const int *key;               /* [n_groups] */
-    const float *a;               /* [n_groups, N] */
+    const int *begin, *row_begin;    /* [n_groups + 1] first chunk of each group */
+    const int *see_most, *seen_most; /* orders of pieces of 16 tokens, for the attention */
+    const int *key;                  /* [n_groups] */
+    const float *a;                  /* [n_groups, N] */
 };
 
 struct cr_gpu_kept { /* of one layer */
@@ -71,22 +72,26 @@ struct cr_gpu {
     struct cr_gpu_kept kept[CR_MAX_LAYERS];
     uint16_t *last, *o_rows;  /* [R, E], [R, Q] of the last layer */
     uint16_t *h, *y, *hh, *v; /* scratch of both ways */
-    uint16_t *dh, *dhh, *dx, *dx_rows, *d_o, *d_o_rows, *dqkv, *dv;
+    uint16_t *dh, *dh_rows, *dx, *dx_rows, *d_o, *d_o_rows, *dqkv, *dv;
     float *delta, *da, *da_rows, *a;
     float *logits, *loss;
-    uint16_t *dlogits;
     int ld[CR_STAGE_COUNT], ld_e, ld_vocab, ldv;
     /* the thin path, of SHARED pools of rank 8 */
     bool thin;
     struct cr_thin thin_layer;
     struct cr_thin_stage thin_stage[CR_STAGE_COUNT];
     int thin_begin[CR_STAGE_COUNT + 1]; /* numbers of B_eff of each stage */
-    uint16_t *beff;
-    float *part;
+    uint16_t *beff, *part;
+    void *chunk_weights[2]; /* of the chunks of all tokens, and of the rows */
     size_t da_step;
+    float *slabs; /* of gradients of A, and where those of each stage are */
+    size_t slab_at[CR_STAGE_COUNT + 1];
+    void *du_part;
+    int *chunks_done; /* 0 between kernels */
     /* upload */
     int *host, *numbers;
     size_t n_numbers, cap_numbers;
+    unsigned char *classes; /* scratch of cr_gpu_order */
 };
 
 /* Bytes of GPU memory that it takes. */
@@ -121,12 +126,17 @@ void cr_gpu_send(struct cr_gpu *g);
 int cr_gpu_chunks(struct cr_gpu *g, const size_t *begin, size_t n_groups, size_t n_rows,
                   const struct cr_chunk **chunks, const int **first, const int **group_of_row);
 
+/* The pieces of 16 rows by falling number of keys that they see and, unless end is NULL, of rows
+ * that see them. The arrays are those of struct cr_flash, here; pre may be NULL. */
+void cr_gpu_order(struct cr_gpu *g, struct cr_gpu_batch *b, const int *seg, const int *end,
+                  const int *pre, const int *pre_end);
+
 /* Layers [0, n_layers) of a batch; returns the residual stream [T or R, E] (R
  * behind the last layer). */
 const uint16_t *cr_gpu_forward(struct cr_gpu *g, const struct cr_gpu_batch *b, int n_layers);
 /* Logits of rows [at, at + rows) of the last layer's output into g->logits;
  * rows at most CR_GPU_LOGIT_ROWS. */
-enum { CR_GPU_LOGIT_ROWS = 1024 };
+enum { CR_GPU_LOGIT_ROWS = 512 };
 void cr_gpu_logits(struct cr_gpu *g, int at, int rows);
 /* Forward, loss (added to state->loss) and backward. first: gradients of
  * adapters are written, else added to. */

@@ -14,6 +14,13 @@ static unsigned blocks(size_t n, size_t per)
 
 /* ---- one warp per row, eight numbers per lane at a time ---- */
 
+__device__ __forceinline__ void load8f(const float *p, float v[8])
+{
+    const float4 lo = *(const float4 *)p, hi = *(const float4 *)(p + 4);
+    v[0] = lo.x, v[1] = lo.y, v[2] = lo.z, v[3] = lo.w;
+    v[4] = hi.x, v[5] = hi.y, v[6] = hi.z, v[7] = hi.w;
+}
+
 __global__ void embed_kernel(bf16 *x, const bf16 *table, const int *ids, int rows, int e)
 {
     int row = blockIdx.x * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -38,7 +45,7 @@ __global__ void norm_kernel(bf16 *out, bf16 *h, const bf16 *x, const int *index,
     if (row >= rows)
         return;
     const bf16 *from = x + (size_t)(index ? index[row] : row) * e;
-    float sum = 0, v[8], u[8];
+    float sum = 0, v[8], u[8], m[8];
     for (int i = lane * 8; i < e; i += 256) {
         load8(from + i, v);
         if (ADD) {
@@ -57,9 +64,10 @@ __global__ void norm_kernel(bf16 *out, bf16 *h, const bf16 *x, const int *index,
     float r = rsqrtf(warp_sum(sum) / (float)e + eps);
     for (int i = lane * 8; i < e; i += 256) {
         load8((ADD ? out + (size_t)row * e : from) + i, v);
+        load8f(w + i, m);
 #pragma unroll
         for (int k = 0; k < 8; k++)
-            v[k] *= r * w[i + k];
+            v[k] *= r * m[k];
         store8(h + (size_t)row * e + i, v);
     }
 }
@@ -78,39 +86,61 @@ void cr_k_add_norm(cudaStream_t s, uint16_t *out, uint16_t *h, const uint16_t *x
         (bf16 *)out, (bf16 *)h, (const bf16 *)x, row, (const bf16 *)y, ldy, w, rows, e, eps);
 }
 
+/* A lane takes eight numbers out of 256, up to N times, and keeps them. */
+template <int N>
 __global__ void norm_back_kernel(bf16 *dx, int lddx, bool add, bf16 *h, const bf16 *dh,
                                  const bf16 *x, const float *w, int rows, int e, float eps)
 {
     int row = blockIdx.x * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= rows)
         return;
-    float squares = 0, dot = 0, v[8], g[8], d[8], n[8];
     const bf16 *xr = x + (size_t)row * e, *gr = dh + (size_t)row * e;
-    for (int i = lane * 8; i < e; i += 256) {
-        load8(xr + i, v);
-        load8(gr + i, g);
+    bf16 *to = dx + (size_t)row * lddx;
+    uint4 kept[N][3];
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        int i = n * 256 + lane * 8;
+        if (i >= e)
+            break;
+        kept[n][0] = *(const uint4 *)(xr + i);
+        kept[n][1] = *(const uint4 *)(gr + i);
+        if (add)
+            kept[n][2] = *(const uint4 *)(to + i);
+    }
+    float squares = 0, dot = 0, v[8], g[8], d[8], m[8], out[8];
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        int i = n * 256 + lane * 8;
+        if (i >= e)
+            break;
+        unpack8(kept[n][0], v);
+        unpack8(kept[n][1], g);
+        load8f(w + i, m);
 #pragma unroll
         for (int k = 0; k < 8; k++) {
             squares += v[k] * v[k];
-            dot += v[k] * g[k] * w[i + k];
+            dot += v[k] * g[k] * m[k];
         }
     }
     float r = rsqrtf(warp_sum(squares) / (float)e + eps);
     float c = r * r * r * warp_sum(dot) / (float)e;
-    for (int i = lane * 8; i < e; i += 256) {
-        bf16 *to = dx + (size_t)row * lddx + i;
-        load8(xr + i, v);
-        load8(gr + i, g);
-        if (add)
-            load8(to, d);
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        int i = n * 256 + lane * 8;
+        if (i >= e)
+            break;
+        unpack8(kept[n][0], v);
+        unpack8(kept[n][1], g);
+        unpack8(kept[n][2], d);
+        load8f(w + i, m);
 #pragma unroll
         for (int k = 0; k < 8; k++) {
-            n[k] = v[k] * r * w[i + k];
-            g[k] = (add ? d[k] : 0.0f) + r * w[i + k] * g[k] - c * v[k];
+            out[k] = v[k] * r * m[k];
+            g[k] = (add ? d[k] : 0.0f) + r * m[k] * g[k] - c * v[k];
         }
-        store8(to, g);
+        store8(to + i, g);
         if (h)
-            store8(h + (size_t)row * e + i, n);
+            store8(h + (size_t)row * e + i, out);
     }
 }
 
@@ -118,9 +148,15 @@ void cr_k_norm_back(cudaStream_t s, uint16_t *dx, int lddx, bool add, uint16_t *
                     const uint16_t *dh, const uint16_t *x, const float *w, int rows, int e,
                     float eps)
 {
-    norm_back_kernel<<<blocks(rows, WARPS), THREADS, 0, s>>>((bf16 *)dx, lddx, add, (bf16 *)h,
-                                                             (const bf16 *)dh, (const bf16 *)x, w,
-                                                             rows, e, eps);
+#define NORM_BACK(N)                                                                               \
+    norm_back_kernel<N><<<blocks(rows, WARPS), THREADS, 0, s>>>(                                   \
+        (bf16 *)dx, lddx, add, (bf16 *)h, (const bf16 *)dh, (const bf16 *)x, w, rows, e, eps)
+    if (e <= 3 * 256)
+        NORM_BACK(3);
+    else if (e <= 8 * 256)
+        NORM_BACK(8);
+    else
+        NORM_BACK(CR_NORM_WIDEST / 256);
 }
 
 /* ---- eight numbers per thread ---- */
@@ -280,7 +316,7 @@ __global__ void to_float_kernel(float *to, const bf16 *from, size_t n)
 void cr_k_to_float(cudaStream_t s, float *to, const uint16_t *from, size_t n)
 {
     unsigned grid = blocks(n, THREADS);
-    to_float_kernel<<<grid < 2048 ? grid : 2048, THREADS, 0, s>>>(to, (const bf16 *)from, n);
+    to_float_kernel<<<(grid < 2048 ? grid : 2048), THREADS, 0, s>>>(to, (const bf16 *)from, n);
 }
 
 __global__ void to_bf16_kernel(bf16 *to, const float *from, size_t n)
@@ -293,7 +329,7 @@ __global__ void to_bf16_kernel(bf16 *to, const float *from, size_t n)
 void cr_k_to_bf16(cudaStream_t s, uint16_t *to, const float *from, size_t n)
 {
     unsigned grid = blocks(n, THREADS);
-    to_bf16_kernel<<<grid < 2048 ? grid : 2048, THREADS, 0, s>>>((bf16 *)to, from, n);
+    to_bf16_kernel<<<(grid < 2048 ? grid : 2048), THREADS, 0, s>>>((bf16 *)to, from, n);
 }
 
 __global__ void spread_kernel(const uint64_t *to, const uint64_t *at, const uint64_t *n,
@@ -380,8 +416,8 @@ void cr_k_scale(cudaStream_t s, const struct cr_scale *p, const int *group, uint
                                                             ldu, (bf16 *)keep, ldkeep, rows);
 }
 
-/* One block per chunk. First v and the sums for a, a thread staying with one hidden number; then du,
- * a thread per number of u. */
+/* One block per chunk. First v and the sums for a, a thread staying with one hidden number; then
+ * du, a thread per number of u. */
 __global__ void scale_back_kernel(struct cr_scale p, const struct cr_chunk *chunks, bf16 *v,
                                   const bf16 *dv, const bf16 *u, int ldu, bf16 *du, int lddu,
                                   float *da)
@@ -523,9 +559,8 @@ void cr_k_scale_back(cudaStream_t s, const struct cr_scale *p, const struct cr_c
             BACK8(32)
         }
     if (n_chunks && p->n_lins)
-        scale_back_kernel<<<(unsigned)n_chunks, THREADS, 0, s>>>(*p, chunks, (bf16 *)v,
-                                                                 (const bf16 *)dv, (const bf16 *)u,
-                                                                 ldu, (bf16 *)du, lddu, da);
+        scale_back_kernel<<<(unsigned)n_chunks, THREADS, 0, s>>>(
+            *p, chunks, (bf16 *)v, (const bf16 *)dv, (const bf16 *)u, ldu, (bf16 *)du, lddu, da);
 }
 
 __global__ void weights_kernel(float *a, const float *table, const int *key, int groups, int n)
@@ -615,26 +650,41 @@ __device__ static struct row_sum sum_row(const float *x, int n)
     return r;
 }
 
-__global__ void cross_entropy_kernel(float *loss, bf16 *d, int ldd, const float *logits, int ld,
-                                     int n, const int *id, const float *weight)
+/* The gradient takes the place of the logits: number i lies where number i / 2 was, which has been
+ * read by the time that number i has. */
+__global__ void cross_entropy_kernel(float *loss, float *logits, int ld, int n, const int *id,
+                                     const float *weight)
 {
+    enum { AT_ONCE = 8 };
     const float *x = logits + (size_t)blockIdx.x * ld;
+    bf16 *d = (bf16 *)x;
     struct row_sum r = sum_row(x, n);
     int target = id[blockIdx.x];
     float w = weight[blockIdx.x], inverse = 1.0f / r.sum;
     if (threadIdx.x == 0)
         loss[blockIdx.x] = w * (r.max - x[target] + logf(r.sum));
-    for (int i = threadIdx.x; d && i < ldd; i += LOSS_THREADS) {
-        float p = i < n ? __expf(x[i] - r.max) * inverse : 0.0f;
-        d[(size_t)blockIdx.x * ldd + i] = __float2bfloat16(w * (i == target ? p - 1.0f : p));
+    for (int i0 = 0; i0 < ld; i0 += AT_ONCE * LOSS_THREADS) {
+        float p[AT_ONCE];
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++) {
+            int i = i0 + k * LOSS_THREADS + threadIdx.x;
+            p[k] = i < n ? __expf(x[i] - r.max) * inverse : 0.0f;
+            p[k] = w * (i == target ? p[k] - 1.0f : p[k]);
+        }
+        __syncthreads();
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++) {
+            int i = i0 + k * LOSS_THREADS + threadIdx.x;
+            if (i < ld)
+                d[i] = __float2bfloat16(p[k]);
+        }
     }
 }
 
-void cr_k_cross_entropy(cudaStream_t s, float *loss, uint16_t *d, int ldd, const float *logits,
-                        int ld, int n, const int *id, const float *weight, int rows)
+void cr_k_cross_entropy(cudaStream_t s, float *loss, float *logits, int ld, int n, const int *id,
+                        const float *weight, int rows)
 {
-    cross_entropy_kernel<<<(unsigned)rows, LOSS_THREADS, 0, s>>>(loss, (bf16 *)d, ldd, logits, ld,
-                                                                 n, id, weight);
+    cross_entropy_kernel<<<(unsigned)rows, LOSS_THREADS, 0, s>>>(loss, logits, ld, n, id, weight);
 }
 
 __global__ void log_softmax_kernel(float *logprob, unsigned char *best, const float *logits, int ld,
@@ -708,7 +758,8 @@ __global__ void norm_finish_kernel(struct cr_adam_state *state, const double *pa
         double norm = sqrt(mine);
         state->norm = norm;
         state->bad = !isfinite(norm);
-        state->gain = clip > 0 && norm > (double)clip ? (float)((double)clip / (norm + 1e-6)) : 1.0f;
+        state->gain =
+            clip > 0 && norm > (double)clip ? (float)((double)clip / (norm + 1e-6)) : 1.0f;
     }
 }
 

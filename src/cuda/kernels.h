@@ -32,8 +32,9 @@ void cr_k_norm(cudaStream_t s, uint16_t *h, const uint16_t *x, const float *w, i
 void cr_k_add_norm(cudaStream_t s, uint16_t *out, uint16_t *h, const uint16_t *x, const int *row,
                    const uint16_t *y, int ldy, const float *w, int rows, int e, float eps);
 /* dx [rows, lddx] = (add ? dx : 0) + gradient of h = RMSNorm(x) * w; h is made
- * again unless NULL.
+ * again unless NULL. e is at most CR_NORM_WIDEST.
  */
+enum { CR_NORM_WIDEST = 8192 };
 void cr_k_norm_back(cudaStream_t s, uint16_t *dx, int lddx, bool add, uint16_t *h,
                     const uint16_t *dh, const uint16_t *x, const float *w, int rows, int e,
                     float eps);
@@ -109,34 +110,59 @@ struct cr_thin_rope { /* pairs (2 i, 2 i + 1) of the first columns are turned */
     const int *pos;
     int d, columns;
 };
-enum { CR_THIN_SPLITS = 16 };
 /* beff [groups, total] */
 void cr_k_thin_mix(cudaStream_t s, const struct cr_thin *p, uint16_t *beff, const float *params,
                    const float *a, int groups);
-/* y += B_eff u, u being the columns of y behind n_out; keep (unless NULL) gets
- * u. rope NULL: none. */
+/* y += B_eff u, u being the columns of y behind n_out. rope NULL: none. */
 void cr_k_thin_add(cudaStream_t s, const struct cr_thin *p, const struct cr_thin_stage *st,
                    const struct cr_chunk *chunks, int n_chunks, const uint16_t *beff, uint16_t *y,
-                   int ld, uint16_t *keep, const struct cr_thin_rope *rope);
-/* The same for gate and up, and h = silu(gate) * up. */
+                   int ld, const struct cr_thin_rope *rope);
+/* The same for a stage of one linear that adds to the residual stream: out [rows, n_out] =
+ * x[row] + y + B_eff u, h = RMSNorm(out) * w; keep [rows, n_u] gets u. row NULL: its own. At most
+ * CR_THIN_WIDEST columns. */
+enum { CR_THIN_WIDEST = 4096 };
+void cr_k_thin_add_norm(cudaStream_t s, const struct cr_thin *p, const struct cr_thin_stage *st,
+                        const struct cr_chunk *chunks, int n_chunks, const uint16_t *beff,
+                        const uint16_t *y, int ld, uint16_t *keep, uint16_t *out, uint16_t *h,
+                        const uint16_t *x, const int *row, const float *w, float eps);
+/* h = silu(gate) * up with the low-rank part of both, which y does not get. */
 void cr_k_thin_swiglu(cudaStream_t s, const struct cr_thin *p, const struct cr_thin_stage *st,
                       const struct cr_chunk *chunks, int n_chunks, const uint16_t *beff,
-                      uint16_t *h, uint16_t *y, int ld);
-/* du behind dy, and dB_eff of each chunk: part [chunks, total]. u may be where
- * du goes. */
+                      uint16_t *h, const uint16_t *y, int ld);
+/* From dh: y becomes its gradient [dgate, dup, du], h is made again, and part as cr_k_thin_back.
+ * Scratch: du_part of cr_k_thin_du_bytes, and done [chunks], which must be 0 and is 0 again. */
+size_t cr_k_thin_du_bytes(const struct cr_thin_stage *st, size_t n_chunks);
+void cr_k_thin_swiglu_back(cudaStream_t s, const struct cr_thin *p, const struct cr_thin_stage *st,
+                           const struct cr_chunk *chunks, int n_chunks, const uint16_t *beff,
+                           uint16_t *y, int ld, uint16_t *h, const uint16_t *dh, uint16_t *part,
+                           void *du_part, int *done);
+/* du^T x of a stage, over each of cr_k_thin_slabs pieces of the rows: to [slabs, step], of which
+ * the stage has [n_u, n_in]. */
+int cr_k_thin_slabs(int rows);
+void cr_k_thin_grad_a(cudaStream_t s, float *to, size_t step, const uint16_t *du, int lddu, int n_u,
+                      const uint16_t *x, int n_in, int rows);
+/* to[...] = the sum of the slabs, or that added: size[i] numbers from from[i] on to to_at[i]. */
+struct cr_thin_sums {
+    int n;
+    size_t from[4], to_at[4], size[4];
+};
+void cr_k_thin_add_slabs(cudaStream_t s, const struct cr_thin_sums *p, float *to,
+                         const float *slabs, size_t step, int n_slabs, bool add);
+/* du behind dy, and dB_eff of each chunk in bfloat16: part [chunks, total]. u may be where du goes.
+ */
 void cr_k_thin_back(cudaStream_t s, const struct cr_thin *p, const struct cr_thin_stage *st,
                     const struct cr_chunk *chunks, int n_chunks, const uint16_t *beff, uint16_t *dy,
-                    int ldy, const uint16_t *u, int ldu, float *part);
-/* Gradients of B for the numbers [first, first + n) of B_eff, written or added
- * to. */
+                    int ldy, const uint16_t *u, int ldu, uint16_t *part);
+/* The weights a [groups, n] of chunks as cr_k_thin_sum reads them, in cr_k_thin_weights_bytes. */
+size_t cr_k_thin_weights_bytes(int n, size_t n_chunks);
+void cr_k_thin_weights(cudaStream_t s, void *to, const float *a, int n,
+                       const struct cr_chunk *chunks, int n_chunks);
+/* For the numbers [first, first + n) of B_eff: gradients of B, written or added to; and, unless da
+ * is NULL, da [cr_k_thin_splits, da_step] of the chunks += <dB_eff, B_n>. */
+int cr_k_thin_splits(const struct cr_thin *p);
 void cr_k_thin_sum(cudaStream_t s, const struct cr_thin *p, int first_col, int n_cols, float *grads,
-                   const float *part, const struct cr_chunk *chunks, int n_chunks, const float *a,
-                   bool add);
-/* da [CR_THIN_SPLITS, da_step] of the chunks += <dB_eff, B_n> over the same
- * numbers. */
-void cr_k_thin_weights(cudaStream_t s, const struct cr_thin *p, int first_col, int n_cols,
-                       float *da, size_t da_step, const float *part, const uint16_t *copy,
-                       int n_chunks);
+                   const uint16_t *part, const void *weights, int n_chunks, bool add, float *da,
+                   size_t da_step, const uint16_t *copy);
 
 /* a [groups, n] = table[key] */
 void cr_k_weights(cudaStream_t s, float *a, const float *table, const int *key, int groups, int n);
@@ -158,8 +184,12 @@ struct cr_flash {
     const int *seg;           /* [rows] first row that a row sees, up to itself */
     const int *pre, *pre_end; /* [rows] and this range before it; NULL: none */
     const int *end;           /* [rows] end of the row's sequence; for the way back */
-    float *lse;               /* [rows, n_heads] log2 of the sum of the softmax */
-    float *delta;             /* [rows, n_heads] scratch of the way back */
+    float scale;              /* of q k */
+    /* [ceil(rows / 16)] pieces of 16 rows: those that see most, and those that are seen by most,
+     * first; NULL: in order */
+    const int *see_most, *seen_most;
+    float *lse;   /* [rows, n_heads] log2 of the sum of the softmax */
+    float *delta; /* [rows, n_heads] scratch of the way back */
 };
 bool cr_k_attention_can(int head_dim);
 /* o [rows, n_heads * head_dim] */
@@ -171,11 +201,11 @@ void cr_k_attention_back(cudaStream_t s, const struct cr_flash *f, const uint16_
 
 /* ---- loss ---- */
 
-/* Per row of logits [rows, ld]: loss = weight * -log softmax(logits)[id], d =
- * weight * (softmax - one-hot) in bfloat16, ldd apart; its columns from n to
- * ldd are 0. d NULL: loss only. */
-void cr_k_cross_entropy(cudaStream_t s, float *loss, uint16_t *d, int ldd, const float *logits,
-                        int ld, int n, const int *id, const float *weight, int rows);
+/* Per row of logits [rows, ld]: loss = weight * -log softmax(logits)[id], and in the place of the
+ * logits weight * (softmax - one-hot) as bfloat16 [rows, 2 ld], whose columns from n to ld are 0.
+ */
+void cr_k_cross_entropy(cudaStream_t s, float *loss, float *logits, int ld, int n, const int *id,
+                        const float *weight, int rows);
 /* log softmax of the targets [first[row], first[row + 1]) of each row; best: it
  * is the argmax */
 void cr_k_log_softmax(cudaStream_t s, float *logprob, unsigned char *best, const float *logits,

@@ -1,11 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Tensor cores by mma.m16n8k16 on bfloat16 tiles in shared memory. */
+/*
+ * Tensor cores by mma.m16n8k16 on bfloat16, from registers.
+ *
+ * Operands come straight from rows in global memory: a thread (g, t) of a warp reads 2 V columns of
+ * row g at a time, as V words of two columns, so that four neighbours read 8 V columns in one
+ * piece. A product over columns does not mind their order, so the same words serve as its A and B
+ * operand; a product over rows takes them turned by movmatrix, and its results stand where the
+ * words came from.
+ */
 #ifndef CR_CUDA_MMA_CUH
 #define CR_CUDA_MMA_CUH
 
 #include "device.cuh"
 
-struct coords { /* of a thread in the fragments of mma.m16n8k16 */
+struct coords { /* of a thread in the fragments of an mma */
     int warp, lane, g, t;
 };
 
@@ -25,33 +33,26 @@ __device__ __forceinline__ void mma(float c[4], const uint32_t a[4], uint32_t b0
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-__device__ __forceinline__ uint32_t word(const bf16 *p)
+/* c [16, 8] += a [16, 8] b [8, 8] */
+__device__ __forceinline__ void mma8(float c[4], uint32_t a0, uint32_t a1, uint32_t b)
 {
-    return *(const uint32_t *)p;
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 "
+                 "{%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a0), "r"(a1), "r"(b));
 }
 
-/* A fragment of rows [row, row + 16) and columns [col, col + 16) of a tile. */
-template <int LD>
-__device__ __forceinline__ void load_a(uint32_t a[4], const bf16 *tile, int row, int col,
-                                       struct coords c)
+/* An 8 x 8 matrix, of which each thread holds columns 2 t and 2 t + 1 of row g, transposed. */
+__device__ __forceinline__ uint32_t transposed(uint32_t x)
 {
-    const bf16 *p = tile + (row + c.g) * LD + col + 2 * c.t;
-    a[0] = word(p);
-    a[1] = word(p + 8 * LD);
-    a[2] = word(p + 8);
-    a[3] = word(p + 8 * LD + 8);
+    uint32_t y;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+    return y;
 }
 
-/* Two B fragments: k = rows [row, row + 16), n = columns [col, col + 16) of a row-major tile. */
-template <int LD>
-__device__ __forceinline__ void load_b_transposed(uint32_t b[4], const bf16 *tile, int row, int col,
-                                                  struct coords c)
+__device__ __forceinline__ float2 unpack(uint32_t x)
 {
-    const bf16 *p = tile + (row + c.lane % 16) * LD + col + c.lane / 16 * 8;
-    uint32_t at = (uint32_t)__cvta_generic_to_shared(p);
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-                 : "r"(at));
+    return __bfloat1622float2(*(const __nv_bfloat162 *)&x);
 }
 
 #endif

@@ -22,6 +22,7 @@ struct rows { /* of a part of a layer */
     const int *group;
     const struct cr_chunk *chunks;
     int n_chunks;
+    const void *weights; /* of the chunks, on the thin path */
     float *da;
 };
 
@@ -32,7 +33,7 @@ static bool is_last(const struct cr_gpu *g, int layer)
 
 static struct rows all_rows(const struct cr_gpu *g, const struct cr_gpu_batch *b)
 {
-    return (struct rows){b->n_tokens, b->group, b->chunks, b->n_chunks, g->da};
+    return (struct rows){b->n_tokens, b->group, b->chunks, b->n_chunks, g->chunk_weights[0], g->da};
 }
 
 /* Rows behind the attention of a layer. */
@@ -40,7 +41,8 @@ static struct rows rows_of(const struct cr_gpu *g, const struct cr_gpu_batch *b,
 {
     if (!is_last(g, layer))
         return all_rows(g, b);
-    return (struct rows){b->n_rows, b->row_group, b->row_chunks, b->n_row_chunks, g->da_rows};
+    return (struct rows){b->n_rows,       b->row_group,        b->row_chunks,
+                         b->n_row_chunks, g->chunk_weights[1], g->da_rows};
 }
 
 static struct cr_scale scale_of(const struct cr_gpu *g, const struct cr_gpu_batch *b,
@@ -96,7 +98,7 @@ static void stage_back(struct cr_gpu *g, const struct cr_gpu_batch *b, int layer
     const struct cr_stage_shape *st = &g->p->stage[stage];
     const struct cr_scale sc = scale_of(g, b, st);
     size_t k = (size_t)sc.n * (size_t)sc.rank, rows = (size_t)r->n;
-    if (g->thin)
+    if (g->thin && stage != CR_STAGE_GATE_UP) /* else with SwiGLU */
         cr_k_thin_back(g->stream, &g->thin_layer, &g->thin_stage[stage], r->chunks, r->n_chunks,
                        g->beff, dy, lddy, u, ldu, g->part);
     for (int i = 0, at = 0; i < st->n_lins && !g->thin; i++)
@@ -118,11 +120,16 @@ static void stage_back(struct cr_gpu *g, const struct cr_gpu_batch *b, int layer
                   (int)st->n_in, false);
 }
 
-/* Gradient of A, once the stage's input x is there. */
+/* Gradient of A, once the stage's input x is there; on the thin path thin_finish adds it up. */
 static void stage_add(struct cr_gpu *g, int layer, enum cr_stage stage, const struct rows *r,
                       const uint16_t *dy, int lddy, const uint16_t *x, bool first)
 {
     const struct cr_stage_shape *st = &g->p->stage[stage];
+    if (g->thin) {
+        cr_k_thin_grad_a(g->stream, g->slabs + g->slab_at[stage], g->slab_at[CR_STAGE_COUNT],
+                         dy + st->n_out, lddy, (int)st->n_u, x, (int)st->n_in, r->n);
+        return;
+    }
     cr_gpu_tn_float(g, st->n_u, st->n_in, (size_t)r->n, dy + st->n_out, lddy, x, (int)st->n_in,
                     g->grads + cr_lowrank_a(g->p, layer, stage), (int)st->n_in, !first);
 }
@@ -148,6 +155,9 @@ static struct cr_flash flash_of(const struct cr_gpu *g, const struct cr_gpu_batc
         .end = b->end,
         .lse = g->shape.train ? g->kept[layer].lse : NULL,
         .delta = g->delta,
+        .scale = m->attn_scale,
+        .see_most = b->see_most,
+        .seen_most = b->seen_most,
     };
 }
 
@@ -160,28 +170,37 @@ static void thin_mix(struct cr_gpu *g, const struct cr_gpu_batch *b, int layer)
                       g->params + (size_t)layer * g->p->layer_size, b->a, b->n_groups);
 }
 
-/* The low-rank part of y, unless stage_forward has added it. */
-static void thin_add(struct cr_gpu *g, enum cr_stage stage, const struct rows *r, uint16_t *y,
-                     int ld, uint16_t *keep, const struct cr_thin_rope *rope)
+/* out = x[row] + y with its low-rank part, g->h = the norm of out by w. */
+static void add_norm(struct cr_gpu *g, enum cr_stage stage, const struct rows *r, uint16_t *keep,
+                     uint16_t *out, const uint16_t *x, const int *row, const float *w)
 {
+    const cr_model *m = g->m;
     if (g->thin)
-        cr_k_thin_add(g->stream, &g->thin_layer, &g->thin_stage[stage], r->chunks, r->n_chunks,
-                      g->beff, y, ld, keep, rope);
+        cr_k_thin_add_norm(g->stream, &g->thin_layer, &g->thin_stage[stage], r->chunks, r->n_chunks,
+                           g->beff, g->y, g->ld_e, keep, out, g->h, x, row, w, m->norm_eps);
+    else
+        cr_k_add_norm(g->stream, out, g->h, x, row, g->y, g->ld_e, w, r->n, m->n_embd, m->norm_eps);
 }
 
-/* Gradients of B and a from what stages [from, to) left in part. */
-static void thin_finish(struct cr_gpu *g, const struct cr_gpu_batch *b, int layer, int from, int to,
-                        const struct rows *r, bool first)
+/* Gradients of A, B and a from what stages [from, to) left in slabs and part. */
+static void thin_finish(struct cr_gpu *g, int layer, int from, int to, const struct rows *r,
+                        bool first)
 {
     int at = g->thin_begin[from], n = g->thin_begin[to] - at;
     size_t layer_at = (size_t)layer * g->p->layer_size;
+    struct cr_thin_sums a = {0};
     if (!g->thin)
         return;
-    cr_k_thin_sum(g->stream, &g->thin_layer, at, n, g->grads + layer_at, g->part, r->chunks,
-                  r->n_chunks, b->a, !first);
-    if (g->p->learn_weights)
-        cr_k_thin_weights(g->stream, &g->thin_layer, at, n, r->da, g->da_step, g->part,
-                          g->copy + layer_at, r->n_chunks);
+    for (int i = from; i < to; i++, a.n++) {
+        a.from[a.n] = g->slab_at[i];
+        a.to_at[a.n] = cr_lowrank_a(g->p, layer, (enum cr_stage)i);
+        a.size[a.n] = g->slab_at[i + 1] - g->slab_at[i];
+    }
+    cr_k_thin_add_slabs(g->stream, &a, g->grads, g->slabs, g->slab_at[CR_STAGE_COUNT],
+                        cr_k_thin_slabs(r->n), !first);
+    cr_k_thin_sum(g->stream, &g->thin_layer, at, n, g->grads + layer_at, g->part, r->weights,
+                  r->n_chunks, !first, g->p->learn_weights ? r->da : NULL, g->da_step,
+                  g->copy + layer_at);
 }
 
 /* g->h holds the norm of the layer's input, and then that of its output. */
@@ -190,7 +209,7 @@ static void layer_forward(struct cr_gpu *g, const struct cr_gpu_batch *b, int la
     const cr_model *m = g->m;
     const struct cr_gpu_kept *k = &g->kept[layer];
     const struct rows all = all_rows(g, b), r = rows_of(g, b, layer);
-    int e = m->n_embd, f = m->n_ff, ldq = g->ld[CR_STAGE_QKV], ldg = g->ld[CR_STAGE_GATE_UP];
+    int f = m->n_ff, ldq = g->ld[CR_STAGE_QKV], ldg = g->ld[CR_STAGE_GATE_UP];
     bool train = g->shape.train;
     uint16_t *o = k->o;
 
@@ -198,7 +217,9 @@ static void layer_forward(struct cr_gpu *g, const struct cr_gpu_batch *b, int la
     stage_forward(g, b, layer, CR_STAGE_QKV, &all, g->h, k->qkv, ldq, NULL);
     const struct cr_thin_rope turn = {g->rope, b->pos, m->head_dim, m->q_dim + m->kv_dim};
     bool bias = m->layers[layer].bias_q, at_once = g->thin && !bias && !m->rope_neox;
-    thin_add(g, CR_STAGE_QKV, &all, k->qkv, ldq, NULL, at_once ? &turn : NULL);
+    if (g->thin)
+        cr_k_thin_add(g->stream, &g->thin_layer, &g->thin_stage[CR_STAGE_QKV], all.chunks,
+                      all.n_chunks, g->beff, k->qkv, ldq, at_once ? &turn : NULL);
     if (bias) {
         int n = m->q_dim + 2 * m->kv_dim;
         cr_k_bias(g->stream, k->qkv, ldq, g->bias + (size_t)layer * (size_t)n, all.n, n);
@@ -213,9 +234,8 @@ static void layer_forward(struct cr_gpu *g, const struct cr_gpu_batch *b, int la
         cr_k_gather(g->stream, o, m->q_dim, k->o, m->q_dim, b->row, r.n, m->q_dim);
     }
     stage_forward(g, b, layer, CR_STAGE_O, &r, o, g->y, g->ld_e, train ? k->u_o : NULL);
-    thin_add(g, CR_STAGE_O, &r, g->y, g->ld_e, k->u_o, NULL);
-    cr_k_add_norm(g->stream, k->mid, g->h, k->x, is_last(g, layer) ? b->row : NULL, g->y, g->ld_e,
-                  norm_of(g, layer, 1), r.n, e, m->norm_eps);
+    add_norm(g, CR_STAGE_O, &r, k->u_o, k->mid, k->x, is_last(g, layer) ? b->row : NULL,
+             norm_of(g, layer, 1));
     stage_forward(g, b, layer, CR_STAGE_GATE_UP, &r, g->h, k->gu, ldg, NULL);
     if (g->thin)
         cr_k_thin_swiglu(g->stream, &g->thin_layer, &g->thin_stage[CR_STAGE_GATE_UP], r.chunks,
@@ -223,9 +243,8 @@ static void layer_forward(struct cr_gpu *g, const struct cr_gpu_batch *b, int la
     else
         cr_k_swiglu(g->stream, g->hh, k->gu, ldg, r.n, f);
     stage_forward(g, b, layer, CR_STAGE_DOWN, &r, g->hh, g->y, g->ld_e, train ? k->u_d : NULL);
-    thin_add(g, CR_STAGE_DOWN, &r, g->y, g->ld_e, k->u_d, NULL);
-    cr_k_add_norm(g->stream, is_last(g, layer) ? g->last : g->kept[layer + 1].x, g->h, k->mid, NULL,
-                  g->y, g->ld_e, norm_of(g, layer + 1, 0), r.n, e, m->norm_eps);
+    add_norm(g, CR_STAGE_DOWN, &r, k->u_d, is_last(g, layer) ? g->last : g->kept[layer + 1].x,
+             k->mid, NULL, norm_of(g, layer + 1, 0));
 }
 
 const uint16_t *cr_gpu_forward(struct cr_gpu *g, const struct cr_gpu_batch *b, int n_layers)
@@ -253,8 +272,13 @@ static void layer_back(struct cr_gpu *g, const struct cr_gpu_batch *b, int layer
 
     thin_mix(g, b, layer);
     stage_back(g, b, layer, CR_STAGE_DOWN, &r, dx, g->ld_e, k->u_d, (int)st[CR_STAGE_DOWN].n_u,
-               g->dhh, first);
-    cr_k_swiglu_back(g->stream, k->gu, ldg, g->hh, g->dhh, r.n, m->n_ff);
+               g->hh, first);
+    if (g->thin)
+        cr_k_thin_swiglu_back(g->stream, &g->thin_layer, &g->thin_stage[CR_STAGE_GATE_UP], r.chunks,
+                              r.n_chunks, g->beff, k->gu, ldg, g->hh, g->hh, g->part, g->du_part,
+                              g->chunks_done);
+    else
+        cr_k_swiglu_back(g->stream, k->gu, ldg, g->hh, g->hh, r.n, m->n_ff);
     stage_add(g, layer, CR_STAGE_DOWN, &r, dx, g->ld_e, g->hh, first);
 
     stage_back(g, b, layer, CR_STAGE_GATE_UP, &r, k->gu, ldg, k->gu + st[CR_STAGE_GATE_UP].n_out,
@@ -267,7 +291,7 @@ static void layer_back(struct cr_gpu *g, const struct cr_gpu_batch *b, int layer
                first);
     stage_add(g, layer, CR_STAGE_O, &r, dx, g->ld_e, last ? g->o_rows : k->o, first);
     if (last) {
-        thin_finish(g, b, layer, CR_STAGE_O, CR_STAGE_COUNT, &r, first);
+        thin_finish(g, layer, CR_STAGE_O, CR_STAGE_COUNT, &r, first);
         cudaMemsetAsync(g->d_o, 0, (size_t)all.n * (size_t)q * 2, g->stream);
         cr_k_scatter(g->stream, g->d_o, q, d_o, q, b->row, r.n, q);
         cudaMemsetAsync(g->dx, 0, (size_t)all.n * (size_t)g->ld_e * 2, g->stream);
@@ -278,13 +302,13 @@ static void layer_back(struct cr_gpu *g, const struct cr_gpu_batch *b, int layer
 
     stage_back(g, b, layer, CR_STAGE_QKV, &all, g->dqkv, ldq, k->qkv + st[CR_STAGE_QKV].n_out, ldq,
                layer > 0 ? g->dh : NULL, first);
-    thin_finish(g, b, layer, CR_STAGE_QKV, last ? CR_STAGE_O : CR_STAGE_COUNT, &all, first);
     if (layer > 0)
         cr_k_norm_back(g->stream, g->dx, g->ld_e, true, g->h, g->dh, k->x, norm_of(g, layer, 0),
                        all.n, e, m->norm_eps);
     else
         cr_k_norm(g->stream, g->h, k->x, norm_of(g, layer, 0), all.n, e, m->norm_eps);
     stage_add(g, layer, CR_STAGE_QKV, &all, g->dqkv, ldq, g->h, first);
+    thin_finish(g, layer, CR_STAGE_QKV, last ? CR_STAGE_O : CR_STAGE_COUNT, &all, first);
 }
 
 /* ---- the head ---- */
@@ -304,13 +328,13 @@ static void loss_and_dx(struct cr_gpu *g, const struct cr_gpu_batch *b)
     for (int at = 0; at < b->n_rows; at += CR_GPU_LOGIT_ROWS) {
         int rows = b->n_rows - at < CR_GPU_LOGIT_ROWS ? b->n_rows - at : CR_GPU_LOGIT_ROWS;
         cr_gpu_logits(g, at, rows);
-        cr_k_cross_entropy(g->stream, g->loss + at, g->dlogits, g->ld_vocab, g->logits, g->ld_vocab,
-                           m->n_vocab, b->id + at, b->weight + at, rows);
-        cr_gpu_nn(g, (size_t)rows, (size_t)e, (size_t)m->n_vocab, g->dlogits, g->ld_vocab,
-                  g->output, e, g->dh + (size_t)at * (size_t)e, e, false);
+        cr_k_cross_entropy(g->stream, g->loss + at, g->logits, g->ld_vocab, m->n_vocab, b->id + at,
+                           b->weight + at, rows);
+        cr_gpu_nn(g, (size_t)rows, (size_t)e, (size_t)m->n_vocab, (uint16_t *)g->logits,
+                  2 * g->ld_vocab, g->output, e, g->dh_rows + (size_t)at * (size_t)e, e, false);
     }
     cr_k_sum(g->stream, &g->state->loss, g->loss, b->n_rows);
-    cr_k_norm_back(g->stream, g->dx_rows, g->ld_e, false, NULL, g->dh, g->last,
+    cr_k_norm_back(g->stream, g->dx_rows, g->ld_e, false, NULL, g->dh_rows, g->last,
                    norm_of(g, m->n_layers, 0), b->n_rows, e, m->norm_eps);
 }
 
@@ -319,8 +343,13 @@ void cr_gpu_pass(struct cr_gpu *g, const struct cr_gpu_batch *b, bool first)
     size_t n = (size_t)g->p->n;
     cr_gpu_forward(g, b, g->m->n_layers);
     loss_and_dx(g, b);
-    int splits = g->thin ? CR_THIN_SPLITS : 1;
+    int splits = g->thin ? cr_k_thin_splits(&g->thin_layer) : 1;
     size_t da = (size_t)splits * g->da_step * sizeof *g->da;
+    if (g->thin) {
+        cr_k_thin_weights(g->stream, g->chunk_weights[0], b->a, (int)n, b->chunks, b->n_chunks);
+        cr_k_thin_weights(g->stream, g->chunk_weights[1], b->a, (int)n, b->row_chunks,
+                          b->n_row_chunks);
+    }
     cudaMemsetAsync(g->da, 0, da, g->stream);
     cudaMemsetAsync(g->da_rows, 0, da, g->stream);
     for (int l = g->m->n_layers; l-- > 0;)

@@ -109,6 +109,7 @@ static struct cr_gpu_batch put_tokens(struct cr_gpu *g, const struct cr_batch_to
         pre_end[t] = tokens[t].pre_end;
         wanted[t] = tokens[t].want ? b.n_rows++ : -1;
     }
+    cr_gpu_order(g, &b, seg, NULL, pre, pre_end);
     int *row = cr_gpu_take(g, (size_t)b.n_rows, &b.row);
     for (size_t t = 0; t < n; t++)
         if (wanted[t] >= 0)

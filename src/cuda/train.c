@@ -66,6 +66,7 @@ static struct cr_gpu_batch put_micro(struct cr_gpu *g, const struct cr_packed *p
             seg[t] = (int)m->seq[s];
             end[t] = (int)m->seq[s + 1];
         }
+    cr_gpu_order(g, &b, seg, end, NULL, NULL);
     int *row = cr_gpu_take(g, m->n_answers, &b.row);
     for (size_t i = 0; i < m->n_answers; i++)
         row[i] = (int)m->answer_row[i];
