@@ -76,6 +76,8 @@ static enum cr_status options_of(const struct cr_args *a, struct cr_train_option
     *o = cr_train_options_default();
     o->rows_per_task = cr_arg_int(a, CR_OPT_ROWS);
     o->max_tokens = cr_arg_int(a, CR_OPT_MAX_LENGTH);
+    o->worked = cr_arg_int(a, CR_OPT_WORKED);
+    o->alone = (float)cr_arg_real(a, CR_OPT_ALONE);
     o->kind = !strcmp(kind, "centroid") ? CR_POOL_CENTROID
               : !strcmp(kind, "lora")   ? CR_POOL_LORA
                                         : CR_POOL_LIBRARY;

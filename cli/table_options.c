@@ -224,6 +224,11 @@ const struct cr_option cr_options[] = {
            "at most so many rows of each task, drawn by seed; 0: all"),
     NUMBER(MAX_LENGTH, POOL_TRAIN, TRAINING, 0, "max-length", INT, 0, "N", "0", 0, 1 << 20,
            "leave out rows of more tokens; 0: 1024, at most the context"),
+    NUMBER(WORKED, POOL_TRAIN, TRAINING, 0, "worked", INT, 0, "K", "0", 0, 64,
+           "train rows with up to K worked examples of their task in front, for pools whose "
+           "palettes carry some; costs no more tokens"),
+    NUMBER(ALONE, POOL_TRAIN, TRAINING, 0, "alone", REAL, 0, "SHARE", "0", 0, 1,
+           "with --worked: about this share of the rows is trained alone all the same"),
     NUMBER(STEPS, POOL_TRAIN, TRAINING, 0, "steps", INT, 0, "N", "0", 0, 1000000,
            "steps of the optimiser; 0: by --epochs"),
     NUMBER(EPOCHS, POOL_TRAIN, TRAINING, 0, "epochs", REAL, 0, "N", "2", 0.001, 10000,

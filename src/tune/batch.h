@@ -6,11 +6,20 @@
  * the next would pass its token budget. So the step number alone says where in the data a run
  * stands. Within a step rows that share weights are put together, and the step is cut into
  * micro-batches of about equal size. None of this knows of threads.
+ *
+ * With worked examples the rows of a task stand in chains: up to worked + 1 of them behind each
+ * other in one sequence, each answer in front of the next prompt. Every answer carries loss, so a
+ * row is learned with 0 to `worked` examples of its task in view, for no more tokens than alone
+ * (in-context tuning, Chen et al. 2022, https://arxiv.org/abs/2110.07814, MetaICL, Min et al. 2022,
+ * https://arxiv.org/abs/2110.15943; there one answer a sequence carries loss).
  */
 #ifndef CR_BATCH_H
 #define CR_BATCH_H
 
 #include "tune/data.h"
+
+enum { CR_ROW_BITS = 31 };
+#define CR_LINKED (1u << CR_ROW_BITS)
 
 struct cr_batcher {
     const struct cr_train_data *data;
@@ -18,10 +27,16 @@ struct cr_batcher {
     size_t tokens_per_step, tokens_per_batch;
     const uint32_t *key; /* [n_rows] rows with one key share weights */
     size_t epoch, at;
-    uint32_t *order; /* [n_rows] of this epoch */
-    uint32_t *rows;  /* rows of the step, sorted by key */
-    size_t *cut;     /* [n_micros + 1] first row of each micro-batch */
-    uint64_t *sort;  /* scratch */
+    int worked;          /* most examples in front of a row; 0: every row stands alone */
+    double alone;        /* share of the rows that stand alone all the same */
+    size_t chain_tokens; /* the most tokens of a chain of several rows */
+    uint32_t *order;     /* [n_rows] of this epoch; CR_LINKED: behind the row before it */
+    uint32_t *rows;      /* rows of the step, chains sorted by the key of their first row */
+    size_t *cut;         /* [n_micros + 1] first row of each micro-batch */
+    uint64_t *sort;      /* scratch, as are the next four */
+    uint32_t *copy;
+    uint64_t *by_task;
+    uint32_t *mixed, *starts;
     size_t n_rows, n_tokens, n_micros;
 };
 
@@ -30,6 +45,10 @@ enum cr_status cr_batcher_init(struct cr_batcher *b, const struct cr_train_data 
                                size_t tokens_per_step, size_t tokens_per_batch, const uint32_t *key,
                                struct cr_error *err);
 void cr_batcher_deinit(struct cr_batcher *b);
+/* Rows stand in chains of 1 to worked + 1 (> 1) rows and at most max_tokens tokens; about a share
+ * `alone` (0 to 1) of the rows keeps standing alone. Rewinds. */
+enum cr_status cr_batcher_chain(struct cr_batcher *b, int worked, double alone, size_t max_tokens,
+                                struct cr_error *err);
 /* Before the first step. */
 void cr_batcher_rewind(struct cr_batcher *b);
 /* Chooses the rows of the next step, going on to the next epoch where one ends: as many steps as

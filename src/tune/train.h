@@ -32,7 +32,8 @@ enum {
     CR_TRAIN_MAX_N = 256,      /* base adapters */
     CR_TRAIN_MAX_RANK = 1024,  /* of one adapter */
     CR_TRAIN_MAX_TASKS = 4096, /* of a library pool */
-    CR_TRAIN_MAX_STEPS = 1000000
+    CR_TRAIN_MAX_STEPS = 1000000,
+    CR_TRAIN_MAX_WORKED = 64
 };
 
 /* Of the products with the frozen weights; all else is float32. AUTO: bfloat16 where the CPU has
@@ -59,6 +60,8 @@ struct cr_train_options {
     size_t n_examples;
     int rows_per_task; /* at most so many of each task, drawn by seed; 0: all */
     int max_tokens;    /* longer rows are left out and counted; 0: 1024, at most the context */
+    int worked;        /* up to so many worked examples in front of a row; 0: none (tune/batch.h) */
+    float alone;       /* then: the share of the rows that stand alone all the same */
     /* the pool */
     enum cr_pool_kind kind;
     enum cr_pool_form form;
