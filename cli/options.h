@@ -117,7 +117,6 @@ enum cr_opt {
     CR_OPT_TARGETS,
     CR_OPT_ROWS,
     CR_OPT_MAX_LENGTH,
-    CR_OPT_WORKED,
     CR_OPT_ALONE,
     CR_OPT_STEPS,
     CR_OPT_EPOCHS,
