@@ -118,6 +118,7 @@ enum cr_opt {
     CR_OPT_ROWS,
     CR_OPT_MAX_LENGTH,
     CR_OPT_ALONE,
+    CR_OPT_GENERAL,
     CR_OPT_STEPS,
     CR_OPT_EPOCHS,
     CR_OPT_STEP_TOKENS,

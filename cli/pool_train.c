@@ -78,6 +78,7 @@ static enum cr_status options_of(const struct cr_args *a, struct cr_train_option
     o->max_tokens = cr_arg_int(a, CR_OPT_MAX_LENGTH);
     o->worked = cr_arg_int(a, CR_OPT_WORKED);
     o->alone = (float)cr_arg_real(a, CR_OPT_ALONE);
+    o->general = (float)cr_arg_real(a, CR_OPT_GENERAL);
     o->kind = !strcmp(kind, "centroid") ? CR_POOL_CENTROID
               : !strcmp(kind, "lora")   ? CR_POOL_LORA
                                         : CR_POOL_LIBRARY;

@@ -229,6 +229,8 @@ const struct cr_option cr_options[] = {
            "palettes carry some; costs no more tokens"),
     NUMBER(ALONE, POOL_TRAIN, TRAINING, 0, "alone", REAL, 0, "SHARE", "0", 0, 1,
            "with --worked: about this share of the rows is trained alone all the same"),
+    NUMBER(GENERAL, POOL_TRAIN, TRAINING, 0, "general", REAL, 0, "SHARE", "0", 0, 1,
+           "with --worked, of a library: this share is trained with weights that all tasks share"),
     NUMBER(STEPS, POOL_TRAIN, TRAINING, 0, "steps", INT, 0, "N", "0", 0, 1000000,
            "steps of the optimiser; 0: by --epochs"),
     NUMBER(EPOCHS, POOL_TRAIN, TRAINING, 0, "epochs", REAL, 0, "N", "2", 0.001, 10000,

@@ -77,14 +77,21 @@ enum cr_status cr_batcher_chain(struct cr_batcher *b, int worked, double alone, 
     return CR_OK;
 }
 
+void cr_batcher_general(struct cr_batcher *b, double share, uint32_t key)
+{
+    b->general = share;
+    b->general_key = key;
+    cr_batcher_rewind(b);
+}
+
 static const struct cr_train_row *row_of(const struct cr_batcher *b, uint32_t entry)
 {
-    return &b->data->rows[entry & ~CR_LINKED];
+    return &b->data->rows[entry & CR_ROW];
 }
 
 static uint32_t key_of(const struct cr_batcher *b, uint32_t entry)
 {
-    return b->key[entry & ~CR_LINKED];
+    return entry & CR_GENERAL ? b->general_key : b->key[entry & CR_ROW];
 }
 
 /* One past the chain of v that begins at i. */
@@ -135,6 +142,9 @@ static void link_rows(struct cr_batcher *b, struct cr_rng *rng)
                 break;
             b->mixed[end] |= CR_LINKED;
         }
+        if (b->general > 0 && cr_rng_double(rng) < b->general)
+            for (size_t r = i; r < end; r++)
+                b->mixed[r] |= CR_GENERAL;
     }
     cr_rng_shuffle(rng, b->starts, n_chains);
     for (size_t c = 0; c < n_chains; c++)

@@ -18,8 +18,10 @@
 
 #include "tune/data.h"
 
-enum { CR_ROW_BITS = 31 };
-#define CR_LINKED (1u << CR_ROW_BITS)
+/* Marks in the lists of rows. */
+#define CR_LINKED (1u << 31)  /* stands behind the row before it */
+#define CR_GENERAL (1u << 30) /* has the weights that all tasks share */
+#define CR_ROW (CR_GENERAL - 1)
 
 struct cr_batcher {
     const struct cr_train_data *data;
@@ -27,7 +29,9 @@ struct cr_batcher {
     size_t tokens_per_step, tokens_per_batch;
     const uint32_t *key; /* [n_rows] rows with one key share weights */
     size_t epoch, at;
-    int worked;          /* most examples in front of a row; 0: every row stands alone */
+    int worked;     /* most examples in front of a row; 0: every row stands alone */
+    double general; /* share of the chains that have key general_key in place of their own */
+    uint32_t general_key;
     double alone;        /* share of the rows that stand alone all the same */
     size_t chain_tokens; /* the most tokens of a chain of several rows */
     uint32_t *order;     /* [n_rows] of this epoch; CR_LINKED: behind the row before it */
@@ -49,6 +53,8 @@ void cr_batcher_deinit(struct cr_batcher *b);
  * `alone` (0 to 1) of the rows keeps standing alone. Rewinds. */
 enum cr_status cr_batcher_chain(struct cr_batcher *b, int worked, double alone, size_t max_tokens,
                                 struct cr_error *err);
+/* A share of the chains gets this key in place of its own. Rewinds. */
+void cr_batcher_general(struct cr_batcher *b, double share, uint32_t key);
 /* Before the first step. */
 void cr_batcher_rewind(struct cr_batcher *b);
 /* Chooses the rows of the next step, going on to the next epoch where one ends: as many steps as

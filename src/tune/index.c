@@ -140,8 +140,9 @@ static enum cr_status describe(struct build *b, struct cr_error *err)
     for (size_t i = 0; i < t->data.n_rows; i++)
         x->rows[centroid ? t->label[i] : t->data.rows[i].task]++;
     for (size_t e = 0; e < (size_t)x->n_entries; e++) {
-        x->names[e] =
-            centroid ? cr_asprintf("cluster %zu", e + 1) : cr_strdup(t->data.tasks[e].name);
+        x->names[e] = centroid              ? cr_asprintf("cluster %zu", e + 1)
+                      : e < t->data.n_tasks ? cr_strdup(t->data.tasks[e].name)
+                                            : cr_strdup("any task");
         const char *question = "";
         for (size_t i = t->data.probes.n; i-- > 0;)
             question = b->entry[i] == e ? t->data.probes.v[i].question : question;
@@ -168,8 +169,7 @@ enum cr_status cr_index_build(const cr_trainer *t, cr_pool *pool, struct cr_erro
 {
     struct build b = {.t = t, .pool = pool};
     size_t n = t->data.probes.n;
-    int entries = t->opt.kind == CR_POOL_CENTROID ? t->opt.n : (int)t->data.n_tasks;
-    enum cr_status status = cr_pool_index_alloc(pool, entries, err);
+    enum cr_status status = cr_pool_index_alloc(pool, (int)cr_trainer_entries(t), err);
     b.entry = cr_alloc(n, sizeof *b.entry);
     if (!status && !b.entry)
         status = cr_error_set(err, CR_NO_MEMORY, "index: out of memory for %zu examples", n);

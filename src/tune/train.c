@@ -97,6 +97,7 @@ static enum cr_status check_options(const struct cr_train_options *o, struct cr_
         {"max tokens", o->max_tokens, 0, CR_MAX_CTX},
         {"worked examples", o->worked, 0, CR_TRAIN_MAX_WORKED},
         {"share of rows alone", (double)o->alone, 0, 1},
+        {"share of general weights", (double)o->general, 0, 1},
         {"steps", (double)o->steps, 0, CR_TRAIN_MAX_STEPS},
         {"epochs", o->steps ? 1 : (double)o->epochs, 1e-6, 1e6},
         {"tokens per step", o->tokens_per_step, 0, 1 << 24},
@@ -205,13 +206,14 @@ static enum cr_status write_settings(cr_trainer *t, struct cr_error *err)
         "9g\ntargets=%s\n"
         "steps=%ld\nrows=%zu\ntokens_per_step=%d\ntokens_per_batch=%d\nlr=%.9g\nlr_weights=%.9g\n"
         "beta1=%.9g\nbeta2=%.9g\nweight_decay=%.9g\nwarm_up=%.9g\nlr_end=%.9g\nclip=%.9g\n"
-        "seed=%llu\nstart=%.9g\nworked=%d\nalone=%.9g\n",
+        "seed=%llu\nstart=%.9g\nworked=%d\nalone=%.9g\ngeneral=%.9g\n",
         cr_model_hash(t->m), hash, t->plan.precision, kinds[o->kind],
         o->form == CR_POOL_SHARED ? "shared" : "separate", o->hard ? "hard" : "soft", o->n, o->rank,
         (double)o->alpha, targets, t->plan.n_steps, t->rows_total, o->tokens_per_step,
         o->tokens_per_batch, (double)o->lr, (double)o->lr_weights, (double)o->beta1,
         (double)o->beta2, (double)o->weight_decay, (double)o->warm_up, (double)o->lr_end,
-        (double)o->clip, (unsigned long long)o->seed, start_sum(t), o->worked, (double)o->alone);
+        (double)o->clip, (unsigned long long)o->seed, start_sum(t), o->worked, (double)o->alone,
+        (double)o->general);
     return t->settings ? CR_OK : cr_error_set(err, CR_NO_MEMORY, "training: out of memory");
 }
 
@@ -340,6 +342,14 @@ static enum cr_status choose_weights(cr_trainer *t, struct cr_error *err)
     return CR_OK;
 }
 
+size_t cr_trainer_entries(const cr_trainer *t)
+{
+    if (t->opt.kind == CR_POOL_CENTROID)
+        return (size_t)t->opt.n;
+    bool more = t->opt.kind == CR_POOL_LIBRARY && t->opt.worked && t->opt.general > 0;
+    return t->data.n_tasks + more;
+}
+
 static enum cr_status take_memory(cr_trainer *t, size_t most_rows, size_t most_micros,
                                   struct cr_error *err)
 {
@@ -435,12 +445,14 @@ enum cr_status cr_trainer_new(cr_trainer **out, cr_model *m, const struct cr_tra
     plan_data(t);
     t->shape.recompute = t->opt.recompute;
     cr_lowrank_init(&t->low, m, t->opt.form, t->opt.n, t->opt.rank, t->opt.alpha, t->opt.target,
-                    t->opt.kind == CR_POOL_LIBRARY ? t->data.n_tasks : 0);
+                    t->opt.kind == CR_POOL_LIBRARY ? cr_trainer_entries(t) : 0);
     status = cr_batcher_init(&t->batcher, &t->data, t->opt.seed, (size_t)t->opt.tokens_per_step,
                              (size_t)t->opt.tokens_per_batch, t->key, err);
     if (!status && t->opt.worked)
         status = cr_batcher_chain(&t->batcher, t->opt.worked, (double)t->opt.alone,
                                   (size_t)t->opt.max_tokens, err);
+    if (!status && cr_trainer_entries(t) > t->data.n_tasks)
+        cr_batcher_general(&t->batcher, (double)t->opt.general, (uint32_t)t->data.n_tasks);
     if (!status)
         status = plan_steps(t, &most_rows, &most_micros, err);
     if (!status)

@@ -62,6 +62,8 @@ struct cr_train_options {
     int max_tokens;    /* longer rows are left out and counted; 0: 1024, at most the context */
     int worked;        /* up to so many worked examples in front of a row; 0: none (tune/batch.h) */
     float alone;       /* then: the share of the rows that stand alone all the same */
+    float general; /* of a library pool, with worked: the share of the chains that is learned with
+                      weights that all tasks share; the index then has one entry more */
     /* the pool */
     enum cr_pool_kind kind;
     enum cr_pool_form form;

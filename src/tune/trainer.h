@@ -49,6 +49,9 @@ enum cr_status cr_checkpoint_write(const cr_trainer *t, struct cr_error *err);
  */
 enum cr_status cr_checkpoint_read(cr_trainer *t, struct cr_error *err);
 
+/* Entries of the index: tasks (and the weights that all share), or centroids. */
+size_t cr_trainer_entries(const cr_trainer *t);
+
 /* Fills pool->index from the probes. */
 enum cr_status cr_index_build(const cr_trainer *t, cr_pool *pool, struct cr_error *err);
 

@@ -22,7 +22,7 @@ struct data {
     struct cr_train_row rows[ROWS];
     int32_t ids[ROWS * 40];
     uint32_t key[ROWS];
-    float table[KEYS * N];
+    float table[(KEYS + 1) * N]; /* the last: general */
     struct cr_batcher b;
 };
 
@@ -41,7 +41,7 @@ static void start(struct data *t)
         t->d.longest = n > t->d.longest ? n : t->d.longest;
         t->key[r] = r % KEYS;
     }
-    for (int i = 0; i < KEYS * N; i++)
+    for (int i = 0; i < (KEYS + 1) * N; i++)
         t->table[i] = (float)i;
     t->d.rows = t->rows;
     t->d.ids = t->ids;
@@ -51,7 +51,12 @@ static void start(struct data *t)
 
 static uint32_t row_at(const struct data *t, size_t i)
 {
-    return t->b.rows[i] & ~CR_LINKED;
+    return t->b.rows[i] & CR_ROW;
+}
+
+static uint32_t key_at(const struct data *t, size_t i)
+{
+    return t->b.rows[i] & CR_GENERAL ? KEYS : t->key[row_at(t, i)];
 }
 
 static bool linked(const struct data *t, size_t i)
@@ -132,9 +137,9 @@ static void check_packed(struct data *t)
                     size_t n = cr_row_tokens(r) + linked(t, row + 1);
                     for (size_t i = 0; i < n; i++)
                         assert_int_equal(m->ids[at + i], (int)(1000 * number + i));
-                    assert_memory_equal(m->all.a + g * N, t->table + t->key[number] * N,
+                    assert_memory_equal(m->all.a + g * N, t->table + key_at(t, row) * N,
                                         N * sizeof(float));
-                    assert_int_equal(p.group_key[group + g], t->key[number]);
+                    assert_int_equal(p.group_key[group + g], key_at(t, row));
                     for (uint32_t i = 0; i < r->n_answer; i++, answer++) {
                         assert_true(m->answers.begin[g] <= answer &&
                                     answer < m->answers.begin[g + 1]);
@@ -164,6 +169,8 @@ static void packed(void **state)
     start(&t);
     check_packed(&t);
     assert_int_equal(cr_batcher_chain(&t.b, WORKED, 0.2, CHAIN, NULL), CR_OK);
+    check_packed(&t);
+    cr_batcher_general(&t.b, 0.5, KEYS);
     check_packed(&t);
     cr_batcher_deinit(&t.b);
 }
@@ -207,15 +214,22 @@ static void chains(void **state)
     assert_true(pairs[0] > 200 && pairs[1] > 200);
     cr_batcher_deinit(&t.b);
 
-    double share = 0; /* half of the rows alone */
+    double share = 0; /* half of the rows alone, a quarter of the chains with general weights */
+    size_t general = 0;
     n = alone = 0;
     start(&t);
     assert_int_equal(cr_batcher_chain(&t.b, WORKED, 0.5, 1000, NULL), CR_OK);
+    cr_batcher_general(&t.b, 0.25, KEYS);
     for (size_t done = 0; done < 100 * ROWS; done += t.b.n_rows) {
         cr_batcher_next(&t.b, 100 * ROWS - done);
-        for (size_t i = 0; i < t.b.n_rows; i++)
+        for (size_t i = 0; i < t.b.n_rows; i++) {
             alone += !linked(&t, i) && !linked(&t, i + 1);
+            general += key_at(&t, i) == KEYS;
+            assert_true(!linked(&t, i) || key_at(&t, i) == key_at(&t, i - 1));
+            assert_true(i == 0 || key_at(&t, i - 1) <= key_at(&t, i));
+        }
     }
+    assert_true(general > 20 * ROWS && general < 30 * ROWS);
     share = (double)alone / (100 * ROWS);
     assert_true(share > 0.45 && share < 0.65);
     cr_batcher_deinit(&t.b);
