@@ -13,6 +13,8 @@ ROWS = {
     "REFINE": ("lib", "REFINE 32"), "REFINE 5-shot": ("lib", "REFINE 32 with 5-shot prompts"), "base 5-shot": ("base", None),
     "N r": ("lora-nr", "one LoRA"), "r": ("lora-r", "one LoRA"), "8 gentle steps": ("lib", "REFINE + gradient lr 0.0003 steps 8"),
     "4 steps": ("lib", "REFINE + gradient lr 0.001 steps 4"), "r + 4 steps": ("lora-r", "one LoRA + gradient lr 0.001 steps 4"),
+    "worked": ("wgen", "REFINE 32 averaged with PICK, 8 in front"), "worked N r": ("wlora-nr", "one LoRA, 8 in front"),
+    "worked r": ("wlora-r", "one LoRA, 8 in front"),
 }
 SMALL = {**ROWS, "4 steps": ("lib", "blend + gradient lr 0.001 steps 4")}
 
@@ -66,10 +68,13 @@ def table(res):
     plans += [("the same, or the base model with 5 examples", ["REFINE", "REFINE 5-shot", "base 5-shot"], k, 0) for k in (4, 8, 16)]
     plans += [("control: one LoRA N r, or the base model with 5 examples", ["N r", "base 5-shot"], k, 0) for k in (8, 16)]
     plans += [("control: one LoRA r, or the base model with 5 examples", ["r", "base 5-shot"], k, 0) for k in (8, 16)]
+    plans += [("the pool trained with worked examples and 8 in front, or REFINE of the pool trained without", ["worked", "REFINE"], k, 0) for k in (8, 16)]
+    plans += [("control: one LoRA N r trained with worked examples and 8 in front, or the one without", ["worked N r", "N r"], k, 0) for k in (8, 16)]
     plans += [("**with gradient steps**", None, 0, 0)]
     plans += [("REFINE, or 8 gentle steps from it", ["REFINE", "8 gentle steps"], k, 0) for k in (4, 8, 16)]
     plans += [("REFINE, or 4 steps at 1e-3 from it (`--level tuned`)", ["REFINE", "4 steps"], k, 0) for k in (4, 8, 16)]
     plans += [("the same, or REFINE with 5 examples in the prompt", ["REFINE", "4 steps", "REFINE 5-shot"], k, 0) for k in (8, 16)]
+    plans += [("the same as `--level tuned`, or the pool trained with worked examples and 8 in front", ["REFINE", "4 steps", "worked"], k, 0) for k in (8, 16)]
     plans += [("control: one LoRA r, or the anchor", ["r", "r + 4 steps"], k, 0) for k in (8, 16)]
     out = ["| kept, or taken instead | K | validation | unseen | MMLU | both | both, against N r | both, against base 5-shot | pool | pool, against N r |", "|" + "---|" * 10]
     for label, names, k, margin in plans:
@@ -129,7 +134,7 @@ def worst(res):
 def kinds(res):
     """Choices and short answers apart: where gradient steps gain."""
     rows = [("base, 5-shot", "base 5-shot"), ("one LoRA, r", "r"), ("one LoRA, N r", "N r"), ("library: REFINE", "REFINE"), ("library: REFINE, 5-shot prompts", "REFINE 5-shot"),
-            ("library: REFINE + 8 gentle steps", "8 gentle steps"), ("library: blend + 4 steps at 1e-3", "4 steps"), ("one LoRA, r + 4 steps (the anchor)", "r + 4 steps")]
+            ("trained with worked examples, 8 in front: pool", "worked"), ("the same: one LoRA, N r", "worked N r"), ("library: REFINE + 8 gentle steps", "8 gentle steps"), ("library: blend + 4 steps at 1e-3", "4 steps"), ("one LoRA, r + 4 steps (the anchor)", "r + 4 steps")]
     c, kind = Chooser(res), np.array([res.kind[n] for n in res.names])
     group = np.array([res.group[n] for n in res.names])
     cols = [(g, k) for g in ("unseen", "mmlu", "pool") for k in ("choices", "short answers") if ((group == g) & (kind == k)).any()]

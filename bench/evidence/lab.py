@@ -3,7 +3,7 @@
 """The study's laboratory: trains pools and LoRAs and scores every row of docs/evidence.md, in PyTorch.
 
 usage: lab.py --model MODEL.gguf --pack PACK.npz --plan PLAN.json --out FOLDER [--deadline SECONDS]
-              [--device cuda] [--small]
+              [--device cuda] [--only GROUP] [--small]
 
 PLAN lists jobs by importance; each is one training with all the rows (ways to answer) that use it. A
 job's result is OUT/NAME.json, written when it ends: a stopped run goes on where it was, and several
@@ -40,12 +40,13 @@ class Lab:
     """What all jobs share: data, base model, embeddings, the sets of rows."""
 
     def __init__(self, args):
-        self.args, self.dev = args, args.device
+        self.args, self.dev, self.line = args, args.device, 256 if args.small else 1024
         dtype = torch.bfloat16 if self.dev.startswith("cuda") else torch.float32
         self.base = Base(args.model, self.dev, dtype)
         self.data = d = Data(args.pack)
         self.fn = torch.compile(layer, dynamic=False) if self.dev.startswith("cuda") and not args.no_compile else layer
-        self.tasks = [t for t in range(len(d.names)) if len(d.of[t, TEST]) and not d.names[t].startswith("p3")]  # evaluated
+        self.tasks = [t for t in range(len(d.names)) if len(d.of[t, TEST]) and not d.names[t].startswith("p3")  # evaluated
+                      and args.only in ("", d.groups[d.group[t]])]
         self.number = {t: k for k, t in enumerate(self.tasks)}
         self.pool_tasks = [t for t in range(len(d.names)) if len(d.of[t, TRAIN])]
         self.test = RowSet(d, np.concatenate([d.of[t, TEST] for t in self.tasks]), self.base)
@@ -91,16 +92,26 @@ class Lab:
         at = torch.as_tensor([self.at[int(i)] for i in rows.idx], device=self.dev)
         return S.unit(S.mean_by(self.unit[view][at], who, len(self.tasks)))
 
-    def shots(self, seed, n=5):
-        """Test rows with n worked examples in front."""
-        d, front = self.data, {}
-        for t in self.tasks:
-            ids = []
-            for i in d.given(t, seed, 8)[:n]:
-                ids += d.prompt(i) + d.answer(i) + [d.newline]
-            for i in d.of[t, TEST]:
-                front[i] = ids
-        return RowSet(d, self.test.idx, self.base, shots=front)
+    def with_front(self, seed, n):
+        """Test rows with the user's first n examples in front."""
+        key = "front", seed, n
+        if key not in self.given_cache:
+            shown = {t: tuple(self.data.given(t, seed)[:n]) for t in self.tasks}
+            self.given_cache[key] = RowSet(self.data, self.test.idx, self.base, front=[shown[t] for t in self.test.task], lengths=(self.line,))
+            log("test rows with", n, "in front:", self.given_cache[key].tokens, "tokens")
+        return self.given_cache[key]
+
+    def halves(self, seed, n=8, tasks=None, **more):
+        """The users' examples as given_rows, each half with the other in front."""
+        key = ("halves", seed, n, None if tasks is None else tuple(tasks), *more)
+        if key not in self.given_cache:
+            rows, who = self.given_rows(seed, n, tasks)
+            front = []
+            for t in (tasks or self.tasks):
+                mine = list(self.data.given(t, seed, n))
+                front += [tuple(mine[1 - k % 2::2]) for k in range(len(mine))]
+            self.given_cache[key] = RowSet(self.data, rows.idx, self.base, front=front, lengths=(self.line,), **more), who
+        return self.given_cache[key]
 
 
 class Job:
@@ -110,7 +121,7 @@ class Job:
         self.result = {"job": spec, "rows": {}, "model": os.path.basename(lab.args.model), "device": device_name(lab.dev),
                        "tasks": [lab.data.names[t] for t in lab.tasks]}
         self.shots = spec.get("shots", 8)
-        self.light = spec.get("light", False)
+        self.light, self.general = spec.get("light", False), None
 
     # ---- rows ----
     def record(self, name, score, begin, **more):
@@ -125,8 +136,10 @@ class Job:
         log(self.spec["name"], name, macro)
 
     def weighted(self, name, w, begin, form=None, keep=False, by_row=False, **more):
-        """Scores weights [tasks, n], or by test row."""
+        """Scores weights [tasks, n], or by test row; also with worked examples in front, where the job asks for it."""
         lab = self.lab
+        for n in [] if by_row else self.spec.get("front", []):
+            self.record("%s, %d in front" % (name, n), lab.with_front(self.seed, n).score(form or self.form, self.ad, w[lab.test_task], self.pool.scale), time.time())
         score = lab.test.score(form or self.form, self.ad, w if by_row else w[lab.test_task], self.pool.scale)
         if keep:
             self.out_scores[name] = lab.test.option_scores()
@@ -158,6 +171,8 @@ class Job:
         command = [args.crayon, "pool", "train", "-m", args.model, "--kind", *kind[self.kind], "--n", str(self.n),
                    "--rank", str(spec.get("rank", 8)), "--lr", "%g" % spec["lr"], "--seed", str(self.seed),
                    "--epochs", str(spec.get("epochs", 2)), "--checkpoint-seconds", "-1", "--json", "--quiet", "-o", path]
+        if spec.get("worked"):
+            command += ["--worked", str(spec["worked"]), "--alone", "%g" % spec.get("alone", 0), "--general", "%g" % spec.get("general", 0)]
         if spec.get("steps"):
             command += ["--steps", str(spec["steps"])]
         command += ["--device", "cuda"] if lab.dev.startswith("cuda") else []
@@ -211,6 +226,9 @@ class Job:
             lab.use_stats(stats)
             self.a = put(t["index.weights"])
             self.names = list(key("tasks")) if "crayon.pool.tasks" in r.fields else []
+            if self.names and self.names[-1] == "any task":  # weights that all tasks share; it has no prototype
+                self.general, self.a, self.names = self.a[-1], self.a[:-1], self.names[:-1]
+                self.proto = {v: x[:-1] for v, x in self.proto.items()}
             self.c, self.tau = self.proto["qx"], float(key("tau_qx")) if "crayon.pool.tau_qx" in r.fields else 0.1
 
     def train_torch(self):
@@ -355,10 +373,10 @@ class Job:
         self.result["test_task"] = [lab.data.names[t] for t in lab.test.task]
         self.result["group"] = {lab.data.names[t]: lab.data.groups[lab.data.group[t]] for t in lab.tasks}
         for s in self.spec.get("seeds", [1]):
-            begin = time.time()
-            rows = lab.shots(s)
-            self.record("base 5-shot seed %d" % s, rows.score(), begin)
-        self.scope()
+            for n in self.spec.get("front", [5]):
+                self.record("base %d-shot seed %d" % (n, s), lab.with_front(s, n).score(), time.time())
+        if not self.spec.get("front"):
+            self.scope()
 
     def scope(self):
         """AUROC of a test row's cosine to its own task's examples against rows of other tasks."""
@@ -376,8 +394,9 @@ class Job:
             out[view + " own"] = [round(float(x), 4) for x in sim[np.arange(len(sim)), lab.test_task_np]]
         self.result["scope"] = out
 
-    def anchor(self, label, per, rank, grid, given_seed, groups=("validation", "unseen", "mmlu", "pool")):
-        """Gradient steps on each task's own rows, from the adapters that per(tasks) gives."""
+    def anchor(self, label, per, rank, grid, given_seed, groups=("validation", "unseen", "mmlu", "pool"), front=0):
+        """Gradient steps on each task's own rows, from the adapters that per(tasks) gives. front: worked examples in front
+        of the test rows; each half of the user's rows is then learned with the other in front."""
         lab, d = self.lab, self.lab.data
         every = [t for t in lab.tasks if d.groups[d.group[t]] in groups]
         size = self.spec.get("anchor_tasks") or (24 if rank > 64 else 96)
@@ -389,8 +408,13 @@ class Job:
             every.sort(key=lambda t: length[t])
             for c in range(0, len(every), size):
                 tasks = every[c:c + size]
-                tune = RowSet(d, np.concatenate([d.given(t, given_seed, self.shots) for t in tasks]), lab.base, right_only=True, by_task=True, lengths=(512,))
-                test = RowSet(d, np.concatenate([d.of[t, TEST] for t in tasks]), lab.base, by_task=True, lengths=(512,))
+                if front:
+                    shown = [tuple(d.given(t, given_seed)[:front]) for t in tasks for _ in d.of[t, TEST]]
+                    tune = lab.halves(given_seed, self.shots, tasks, right_only=True, by_task=True)[0]
+                    test = RowSet(d, np.concatenate([d.of[t, TEST] for t in tasks]), lab.base, by_task=True, front=shown, lengths=(lab.line,))
+                else:
+                    tune = RowSet(d, np.concatenate([d.given(t, given_seed, self.shots) for t in tasks]), lab.base, right_only=True, by_task=True, lengths=(512,))
+                    test = RowSet(d, np.concatenate([d.of[t, TEST] for t in tasks]), lab.base, by_task=True, lengths=(512,))
                 at = torch.as_tensor([lab.number[t] for t in tasks], device=lab.dev)
                 ta = S.TaskAdapters(lab.base, per(at), self.pool.scale)
                 where = np.concatenate([np.flatnonzero(lab.test_task_np == lab.number[t]) for t in tasks])
@@ -403,7 +427,7 @@ class Job:
                 tuned += time.time() - t0
                 del ta
             for k in marks:
-                self.record("%s lr %g steps %d" % (label, lr, k), score[k], begin, tune_s=round(tuned, 1))
+                self.record("%s lr %g steps %d%s" % (label, lr, k, ", %d in front" % front if front else ""), score[k], begin, tune_s=round(tuned, 1))
 
     def rows_lora(self):
         lab, seed = self.lab, self.seed
@@ -425,11 +449,14 @@ class Job:
         if self.spec.get("anchor"):
             full = lambda at: {n: (self.pool.a[n][None].expand(len(at), -1, -1, -1), self.pool.b[n][None].expand(len(at), -1, -1, -1)) for n in LINEARS}
             clone = lambda at: {n: tuple(x.clone() for x in v) for n, v in full(at).items()}
-            self.anchor("one LoRA + gradient", clone, self.spec["rank"] * self.n if groups == 0 else groups * self.pool.rank,
-                        [(lr, tuple(m)) for lr, m in self.spec["anchor"]], seed, self.spec.get("anchor_groups", ("validation", "unseen", "mmlu", "pool")))
+            for front in (0, *self.spec.get("anchor_front", [])):
+                self.anchor("one LoRA + gradient", clone, self.spec["rank"] * self.n if groups == 0 else groups * self.pool.rank,
+                            [(lr, tuple(m)) for lr, m in self.spec["anchor"]], seed, self.spec.get("anchor_groups", ("validation", "unseen", "mmlu", "pool")), front)
 
     def weighted_plain(self, name, begin):
         lab = self.lab
+        for n in self.spec.get("front", []):
+            self.record("%s, %d in front" % (name, n), lab.with_front(self.seed, n).score("plain", self.ad, None, self.pool.scale), time.time())
         score = lab.test.score("plain", self.ad, None, self.pool.scale)
         self.out_scores[name] = lab.test.option_scores()
         self.record(name, score, begin)
@@ -468,42 +495,63 @@ class Job:
         starts = [("knn .03", knn(sim["mid"], 0.03)), ("knn .1", knn(sim["mid"], 0.1)), ("knn .3", knn(sim["mid"], 0.3)),
                   ("mean", mean), ("nearest", self.a[sim["mid"].argmax(1)])]
         sigma = 0.3 * float(self.a.var(0).mean().sqrt())
+        if self.general is not None:
+            starts.append(("general", self.general[None].expand(nt, -1)))
+            self.weighted("GENERAL", starts[-1][1], time.time())
         if self.light:
             w0 = self.searches(losses, starts, sigma, False)
+            if self.spec.get("in_context"):
+                self.searches_in_context(starts, sigma)
             if self.spec.get("anchor"):
                 self.anchors_of_blend(w0)
             return
-        self.weighted("uniform", torch.full((nt, self.n), 1 / self.n, device=dev), time.time())
         self.weighted("MEAN", mean, time.time())
-        for v, label in (("qx", "q_x"), ("mid", "middle")):
-            self.weighted("NEAREST " + label, self.a[sim[v].argmax(1)], time.time())
-            if v == "qx":
-                self.weighted("KNN " + label, knn(sim[v], 0.03), time.time())
-        for tau in (0.1,):
-            self.weighted("KNN middle tau %g" % tau, knn(sim["mid"], tau), time.time())
-        q = lab.test_unit["mid"] @ proto["mid"].T
-        self.weighted("per query KNN middle", knn(q, 0.03), time.time(), by_row=True)
+        if not self.spec.get("brief"):
+            self.weighted("uniform", torch.full((nt, self.n), 1 / self.n, device=dev), time.time())
+            for v, label in (("qx", "q_x"), ("mid", "middle")):
+                self.weighted("NEAREST " + label, self.a[sim[v].argmax(1)], time.time())
+                if v == "qx":
+                    self.weighted("KNN " + label, knn(sim[v], 0.03), time.time())
+            for tau in (0.1,):
+                self.weighted("KNN middle tau %g" % tau, knn(sim["mid"], tau), time.time())
+            q = lab.test_unit["mid"] @ proto["mid"].T
+            self.weighted("per query KNN middle", knn(q, 0.03), time.time(), by_row=True)
         name = {n: k for k, n in enumerate(self.names)}
         own = torch.stack([self.a[name[lab.data.names[t]]] if lab.data.names[t] in name else mean[0] for t in lab.tasks])
         self.weighted("told which task", own, time.time())
         w0 = self.searches(losses, starts, sigma, False)
+        if self.spec.get("in_context"):
+            self.searches_in_context(starts, sigma)
         for n in self.spec.get("shots_list", []):
             self.other_examples("%d examples" % n, lab.given_rows(seed, n), lab.centre("mid", seed, n), proto, knn, mean, sigma)
         if self.spec.get("with_shots"):
-            rows = lab.shots(seed)
-            score = rows.score(self.form, self.ad, self.refined[torch.as_tensor([lab.number[t] for t in rows.task], device=dev)], self.pool.scale)
+            score = lab.with_front(seed, 5).score(self.form, self.ad, self.refined[lab.test_task], self.pool.scale)
             self.record("REFINE 32 with 5-shot prompts", score, time.time())
         if self.spec.get("robust"):
             self.robust(proto, knn, mean, sigma)
         if self.spec.get("anchor"):
             self.anchors_of_blend(w0)
 
+    def searches_in_context(self, starts, sigma):
+        """PICK and REFINE by the loss of each half of the examples with the other in front."""
+        lab = self.lab
+        losses = S.Losses(*lab.halves(self.seed, self.shots), len(lab.tasks), self.form, self.ad, self.pool.scale)
+        w0, _ = S.pick(losses, [w for _, w in starts])
+        self.weighted("PICK in context", w0, time.time())
+        begin = time.time()
+        evals = min(self.spec.get("evals", (32,)))
+        w = S.refine(losses, w0, sigma, evals, self.seed)[evals]
+        self.weighted("REFINE in context", w, begin)
+        self.weighted("REFINE in context averaged with PICK", (w + w0) / 2, begin)
+
     def anchors_of_blend(self, w0):
         """Gradient steps on the adapter that a blend gives."""
+        grid = [(lr, tuple(m)) for lr, m in self.spec["anchor"]]
         for label, w in (("blend + gradient", w0), ("REFINE + gradient", self.refined)):
             if label in self.spec.get("anchor_from", ["blend + gradient"]):
-                self.anchor(label, lambda at: self.pool.blended(w[at]), self.pool.rank,
-                            [(lr, tuple(m)) for lr, m in self.spec["anchor"]], self.seed)
+                self.anchor(label, lambda at: self.pool.blended(w[at]), self.pool.rank, grid, self.seed)
+        for front in self.spec.get("anchor_front", []):
+            self.anchor("REFINE + gradient", lambda at: self.pool.blended(self.refined[at]), self.pool.rank, grid, self.seed, front=front)
 
     def other_examples(self, label, given, centre, proto, knn, mean, sigma):
         """KNN, PICK and REFINE from other examples than the usual ones."""
@@ -601,10 +649,9 @@ def device_name(dev):
     return torch.cuda.get_device_name(0) if dev.startswith("cuda") else "CPU"
 
 
-def best_lr(plan, spec, out):
-    """The learning rate of the same kind's light jobs with the best validation accuracy, or None while some
-    are missing."""
-    best = None
+def best_try(plan, spec, out):
+    """The job among the same kind's light ones with the best validation accuracy, or None while some are missing."""
+    best = 0, None
     for other in plan:
         if other.get("tries") != spec["lr_from"]:
             continue
@@ -613,7 +660,7 @@ def best_lr(plan, spec, out):
             return None
         r = json.load(open(path))
         got = max(x["macro"].get("validation", 0) for n, x in r["rows"].items() if n in spec["lr_row"])
-        best = max(best or (0, 0), (got, other["lr"]))
+        best = (got, other) if got >= best[0] else best
     return best[1]
 
 
@@ -626,6 +673,7 @@ def main():
     p.add_argument("--job-s", type=float, default=0, help="start no job with less time than this left")
     p.add_argument("--crayon", help="the program that trains the pools; without it PyTorch does")
     p.add_argument("--train", help="folder of {clear,other}.train.jsonl.xz for --crayon")
+    p.add_argument("--only", default="", help="jobs that score this group of tasks alone")
     p.add_argument("--small", action="store_true")
     p.add_argument("--no-compile", action="store_true")
     args = p.parse_args()
@@ -638,16 +686,21 @@ def main():
         waiting = ran = False
         for spec in plan:
             path = os.path.join(args.out, spec["name"])
+            if spec.get("only", "") != args.only:
+                continue
             if os.path.exists(path + ".json") or os.path.exists(path + ".lock"):
                 continue
             if time.time() - START > args.deadline - max(args.job_s, spec.get("needs_s", 0)):
                 continue
+            if "after" in spec and not os.path.exists(os.path.join(args.out, spec["after"] + ".json")):
+                waiting = True
+                continue
             if "lr_from" in spec:
-                lr = best_lr(plan, spec, args.out)
-                if lr is None:
+                best = best_try(plan, spec, args.out)
+                if best is None:
                     waiting = True
                     continue
-                spec["lr"] = lr
+                spec.update({k: best[k] for k in ("lr", "worked", "alone") if k in best})
             try:
                 os.mkdir(path + ".lock")
             except FileExistsError:

@@ -37,6 +37,10 @@ class Data:
         a, n, _ = self.options[r[8] + r[10]]
         return self.ids[a:a + n].tolist() + [self.newline]
 
+    def worked(self, rows):
+        """Ids of rows with their answers, one behind another."""
+        return tuple(x for i in rows for x in self.prompt(i) + self.answer(i))
+
     def content(self, i):
         r = self.rows[i]
         return list(range(r[4], r[5])) + list(range(r[6], r[7]))
@@ -50,24 +54,29 @@ class Data:
 
 
 class RowSet:
-    """Rows to score, packed and on the device. shots: {row: ids in front of the prompt}."""
+    """Rows to score, packed and on the device. front: per row, rows of its task to show with their answers in front
+    (the first are left out where they do not fit)."""
 
-    def __init__(self, data, idx, base, right_only=False, by_task=False, shots=None, lengths=(256, 512, 1024)):
+    def __init__(self, data, idx, base, right_only=False, by_task=False, front=None, lengths=(256, 512, 1024)):
         self.idx, self.data, self.base = np.asarray(idx), data, base
         self.task = data.task[self.idx]
-        rows = []
-        for i in self.idx:
-            prompt = (shots[i] if shots else []) + data.prompt(i)
+        rows, fronts, worked = [], [], {}
+        for k, i in enumerate(self.idx):
             options = [data.answer(i)] if right_only else data.choices(i)
             room = lengths[-1] - sum(map(len, options))
-            rows.append((prompt[-max(room, 1):], options))
+            rows.append((data.prompt(i)[-max(room, 1):], options))
+            if front:
+                shown, room = tuple(front[k]), room - len(rows[-1][0])
+                while shown and len(worked.setdefault(shown, data.worked(shown))) > room:
+                    shown = shown[1:]
+                fronts.append(worked[shown] if shown else ())
         size = np.array([len(p) + sum(map(len, o)) for p, o in rows])
         self.parts = []
-        assert not by_task or len(lengths) == 1
+        assert len(lengths) == 1 or not (by_task or front)
         for k, s in enumerate(lengths):
             mine = np.flatnonzero((size <= s) & (size > (lengths[k - 1] if k else 0)))
             if len(mine):
-                lines = Lines([rows[m] for m in mine], s, self.task[mine] if by_task else None)
+                lines = Lines([rows[m] for m in mine], s, self.task[mine] if by_task else None, [fronts[m] for m in mine] if front else None)
                 self.parts.append(Part(lines, mine, [data.rows[self.idx[m]] for m in mine], data, base, right_only))
         assert sum(len(p.mine) for p in self.parts) == len(self.idx)
         self.tokens = sum(p.lines.tokens for p in self.parts)

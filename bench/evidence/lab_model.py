@@ -2,8 +2,9 @@
 """The frozen model, its adapters and the packing of rows into lines, in PyTorch; for lab.py.
 
 Rows lie one behind another in lines of equal length; `row` and `opt` say who sees whom: token i sees
-token j <= i of the same row when j is in the prompt (opt 0) or in the same option. So training, all
-options of a question, and many questions are the same call. q and k rows stay in GGUF order
+token j <= i of the same row when j is in the prompt (opt 0) or in the same option, and of the worked
+examples in front of the line (opt -1). So training, all options of a question, and many questions of a
+task with the same examples are the same call. q and k rows stay in GGUF order
 (neighbouring pairs turn together).
 """
 import math
@@ -184,59 +185,70 @@ class Adapters:
         return out
 
 
+def pack(size, s):
+    """Rows of these sizes into lines of s tokens, each where it fits tightest: (lines, [(line, at)])."""
+    place = [None] * len(size)
+    n, free, some = 0, [[] for _ in range(s + 1)], 0  # free[r]: lines with room r; some: which r have one
+    for i in sorted(range(len(size)), key=lambda i: -size[i]):
+        fits = some >> size[i]
+        if fits:
+            r = size[i] + (fits & -fits).bit_length() - 1
+            k = free[r].pop()
+            if not free[r]:
+                some &= ~(1 << r)
+        else:
+            k, r, n = n, s, n + 1
+        place[i] = (k, s - r)
+        free[r - size[i]].append(k)
+        some |= 1 << (r - size[i])
+    return n, place
+
+
 class Lines:
     """Rows packed into lines of length s. rows: list of (prompt ids, [option ids]); with group, rows of
-    a group stay together and every group gets the same number of lines (for per-task adapters)."""
+    a group stay together and every group gets the same number of lines (for per-task adapters). front:
+    ids of the worked examples in front of each row, equal tuples shared by the rows of a line."""
 
-    def __init__(self, rows, s, group=None):
+    def __init__(self, rows, s, group=None, front=None):
         self.s = s
         size = [len(p) + sum(map(len, o)) for p, o in rows]
-        assert not size or max(size) <= s, (max(size), s)
-        place = [None] * len(rows)
-        if group is None:
-            n, free, some = 0, [[] for _ in range(s + 1)], 0  # free[r]: lines with room r; some: which r have one
-            for i in sorted(range(len(rows)), key=lambda i: -size[i]):
-                fits = some >> size[i]
-                if fits:  # the tightest line
-                    r = size[i] + (fits & -fits).bit_length() - 1
-                    k = free[r].pop()
-                    if not free[r]:
-                        some &= ~(1 << r)
-                else:
-                    k, r, n = n, s, n + 1
-                place[i] = (k, s - r)
-                free[r - size[i]].append(k)
-                some |= 1 << (r - size[i])
-            self.groups = None
-        else:
-            of = {}
-            for i, g in enumerate(group):
-                of.setdefault(g, []).append(i)
-            packed = {g: Lines([rows[i] for i in idx], s) for g, idx in of.items()}
-            self.per = max(p.n for p in packed.values())
-            self.groups = list(of)
-            for j, g in enumerate(self.groups):
-                for i, (k, at) in zip(of[g], packed[g].place):
-                    place[i] = (j * self.per + k, at)
-            n = self.per * len(self.groups)
+        place, of, front_of = [None] * len(rows), {}, {}
+        for i in range(len(rows)):
+            of.setdefault(None if group is None else group[i], {}).setdefault(front[i] if front else (), []).append(i)
+        n = 0
+        packed = {g: [(f, idx, *pack([size[i] for i in idx], s - len(f))) for f, idx in fronts.items()] for g, fronts in of.items()}
+        self.groups = None if group is None else list(of)
+        self.per = max(sum(p[2] for p in packed[g]) for g in packed) if rows else 0
+        for g in packed:
+            first = n
+            for f, idx, lines, places in packed[g]:
+                for i, (k, at) in zip(idx, places):
+                    place[i] = (n + k, at + len(f))
+                    front_of.setdefault(n + k, (f, i))
+                n += lines
+            if group is not None:
+                n = first + self.per
         self.n, self.place = n, place
         self.ids = np.zeros((n, s), np.int64)
         self.pos = np.zeros((n, s), np.int64)
         self.row = np.full((n, s), -1, np.int64)
         self.opt = np.zeros((n, s), np.int64)
+        for k, (f, i) in front_of.items():
+            self.ids[k, :len(f)], self.pos[k, :len(f)] = f, np.arange(len(f))
+            self.row[k, :len(f)], self.opt[k, :len(f)] = i, -1
         src, target, owner, self.n_options = [], [], [], 0
         self.row_of_option = []
         for i, (prompt, options) in enumerate(rows):
             k, at = place[i]
-            p = len(prompt)
+            p, before = len(prompt), len(front[i]) if front else 0
             self.ids[k, at:at + p] = prompt
-            self.pos[k, at:at + p] = np.arange(p)
+            self.pos[k, at:at + p] = before + np.arange(p)
             self.row[k, at:at + size[i]] = i
             j = at + p
             for o, ids in enumerate(options):
                 m = len(ids)
                 self.ids[k, j:j + m] = ids
-                self.pos[k, j:j + m] = p + np.arange(m)
+                self.pos[k, j:j + m] = before + p + np.arange(m)
                 self.opt[k, j:j + m] = o + 1
                 src += [k * s + at + p - 1] + list(range(k * s + j, k * s + j + m - 1))
                 target += list(ids)
@@ -245,12 +257,13 @@ class Lines:
                 self.n_options += 1
                 j += m
         self.src, self.target, self.owner = (np.array(x, np.int64) for x in (src, target, owner))
-        self.tokens = sum(size)
+        self.tokens = sum(size) + sum(len(f) for f, _ in front_of.values())
 
 
 def mask_of(row, opt, dtype):
     s = row.shape[1]
     see = (row[:, :, None] == row[:, None, :]) & ((opt[:, None, :] == 0) | (opt[:, None, :] == opt[:, :, None]))
+    see |= opt[:, None, :] == -1
     see &= torch.ones(s, s, dtype=torch.bool, device=row.device).tril()
     return torch.zeros(see.shape, dtype=dtype, device=row.device).masked_fill_(~see, -30000.0)[:, None]
 

@@ -172,7 +172,7 @@ class TaskAdapters:
         per = part.lines.per
         group = part.line_of // per
         count = torch.bincount(group, minlength=len(part.lines.groups)).float()
-        tasks_a_call = max(1, part.per_call() // 4 // per)
+        tasks_a_call = max(1, part.per_call() // 8 // per)
         for k in range(1, steps + 1):
             opt.zero_grad(set_to_none=False)
             for t in range(0, len(part.lines.groups), tasks_a_call):

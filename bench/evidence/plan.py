@@ -21,7 +21,31 @@ ROWS = {  # kind: (label, rows that choose its learning rate)
 def small():
     job = lambda name, kind, **more: {"name": name, "kind": kind, "rank": 4, "n": 1, "seed": 1, "lr": 2e-3, "steps": 4, "light": True, **more}
     return [{"name": "base", "kind": "base", "seeds": [1]}, job("lora-r-seed1", "lora"), job("lora-nr-seed1", "lora", rank=16),
-            job("lib-seed1", "library", n=4, evals=[4])]
+            job("lib-seed1", "library", n=4, evals=[4]), job("wlora-r-seed1", "lora", worked=3, alone=0.5, front=[2]),
+            job("wlib-seed1", "library", n=4, evals=[4], worked=3, front=[2])]
+
+
+def worked(job, big):
+    """In-context tuning: rows of a task behind each other, each with those before it in view. Share of rows alone, number of
+    rows and rate are tried on the validation tasks alone, for every kind alike."""
+    rates = {"library": 2e-3, "lora 1": 1e-3, "lora N": 5e-4} if big else {"library": 1e-3, "lora 1": 4e-3, "lora N": 1e-3}
+    rows = {"library": ["KNN middle, 8 in front", "REFINE 32, 8 in front", "REFINE in context, 8 in front"]}
+    for kind, lr in rates.items():
+        label = "w" + ROWS[kind][0]
+        for name, more in (("k5", {"worked": 5}), ("k8", {"worked": 8}), ("k8-half", {"worked": 8, "alone": 0.5}), ("k8-slow", {"worked": 8, "lr": lr / 2})):
+            job(kind, f"{label}-try-{name}", **{"lr": lr, "epochs": 1, "light": True, "tries": label, "evals": [32], "front": [8], "in_context": True,
+                                                "only": "validation", **more})
+    for seed in (1, 2, 3) if big else (1,):
+        for kind in rates:
+            label = "w" + ROWS[kind][0]
+            more = {"lr_from": label, "lr_row": rows.get(kind, ["one LoRA", "one LoRA, 8 in front"]), "front": [8], "evals": [32], "seed": seed, "light": big}
+            if not big:
+                more.update({"groups": 16, "sigmas": [0.1]} if kind == "lora N" else
+                            {"in_context": True, "anchor": [[1e-3, [4]]], "anchor_front": [8], "anchor_from": ["REFINE + gradient"]})
+            if kind != "library" or seed == 1:
+                job(kind, f"{label}-seed{seed}", **more)
+            if kind == "library" and big:
+                job(kind, f"wgen-seed{seed}", **more, general=0.5)
 
 
 def main(model):
@@ -67,6 +91,9 @@ def main(model):
     ablation("lib-clear", tasks="clear", keep_pool=True, n=16)
     for k in (8, 16, 64) if big else (4, 8, 32, 64):
         ablation(f"abl-n{k}", n=k)
+    worked(job, big)
+    if big:
+        jobs.append({"name": "wbase", "kind": "base", "seeds": [1, 2, 3], "front": [5, 8]})
     json.dump(jobs, sys.stdout, indent=0)
 
 

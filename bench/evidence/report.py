@@ -259,6 +259,47 @@ def list_table(res, first, entries):
     return "\n".join(out)
 
 
+FRONT = ", 8 in front"
+WORKED = [  # label, rank at run time, job, row
+    ("base", "-", "wbase", "base 8-shot"), ("one LoRA, r", "8", "wlora-r", "one LoRA"), ("one LoRA, N r", "256", "wlora-nr", "one LoRA"),
+    ("library: KNN", "8", "wlib", "KNN middle"), ("library: PICK", "8", "wlib", "PICK"), ("library: REFINE, averaged with PICK", "8", "wlib", "REFINE 32 averaged with PICK"),
+    ("library with general weights: those", "8", "wgen", "GENERAL"), ("the same: KNN", "8", "wgen", "KNN middle"), ("the same: PICK", "8", "wgen", "PICK"),
+    ("the same: REFINE", "8", "wgen", "REFINE 32"), ("the same: REFINE, averaged with PICK", "8", "wgen", "REFINE 32 averaged with PICK"),
+]
+
+
+def worked_table(res):
+    """Rows trained with worked examples, with 8 of the user's in front; the same without them in brackets."""
+    ref = lambda job, row: res.accuracy([(j, row) for j in res.seeds(job)])
+    old, alike = ref("lora-nr", "one LoRA"), ref("wlora-nr", "one LoRA" + FRONT)
+    low, high = (res.macro(ref("lora-r", r), "unseen + mmlu")[0] for r in ("one LoRA", "one LoRA + gradient lr 0.001 steps 4"))
+    diff = lambda a, b, g: (lambda x, y: "%+.1f [%+.1f, %+.1f]" % (x[0] - y[0], *interval(x[1] - y[1])))(res.macro(a, g), res.macro(b, g))
+    out = ["| row | seeds | rank run | validation | unseen | MMLU | both | both, against N r as before | both, against N r alike | share of the anchor's gain | pool | pool, against N r alike |",
+           "|" + "---|" * 12]
+    for label, rank, job, row in WORKED:
+        if job == "wbase":
+            a, plain, n = res.accuracy([("wbase", "%s seed %d" % (row, s)) for s in (1, 2, 3)]), res.accuracy([("wbase", "base")]), 3
+        else:
+            a, n = ref(job, row + FRONT), len(res.seeds(job))
+            plain = ref(job, row)
+        m, p = ([res.macro(x, g)[0] for g in ("validation", "unseen", "mmlu", "unseen + mmlu", "pool")] for x in (a, plain))
+        out.append("| %s | %d | %s | %s | %s | %s | %.0f %% | %s | %s |" % (
+            label, n, rank, " | ".join("%.1f (%.1f)" % x for x in zip(m[:4], p[:4])), diff(a, old, "unseen + mmlu"), diff(a, alike, "unseen + mmlu"),
+            100 * (m[3] - low) / (high - low), "%.1f (%.1f)" % (m[4], p[4]), diff(a, alike, "pool")))
+    return "\n".join(out)
+
+
+def tries_table(res):
+    """Validation accuracy of the variants of training with worked examples, one epoch, with 8 in front."""
+    names = ("k5", "k8", "k8-half", "k8-slow")
+    out = ["| row | up to 5 in view | up to 8 | up to 8, half of the rows alone | up to 8, half the rate |", "|" + "---|" * 5]
+    for label, job, row in (("one LoRA, r", "wlora-r", "one LoRA"), ("one LoRA, N r", "wlora-nr", "one LoRA"), ("library: KNN", "wlib", "KNN middle"), ("library: REFINE", "wlib", "REFINE 32"),
+                            ("library: REFINE by the loss with examples in front", "wlib", "REFINE in context")):
+        cells = ["%.1f" % res.jobs[f"{job}-try-{n}"]["rows"][row + FRONT]["macro"]["validation"] for n in names if f"{job}-try-{n}" in res.jobs]
+        out.append("| %s | %s |" % (label, " | ".join(cells)))
+    return "\n".join(out)
+
+
 def rates_table(res):
     out = ["| row | " + " | ".join("rate: validation" for _ in range(3)) + " |", "|---|---|---|---|"]
     for prefix, row, label in (("lora-r", "one LoRA", "one LoRA, r"), ("lora-nr", "one LoRA", "one LoRA, N r"), ("cen", "centroid SOFTMAX", "centroid: SOFTMAX"),
@@ -331,7 +372,12 @@ def main(folder, page):
         "smollm2 robust": list_table(big, "examples", robust()), "15m robust": list_table(small, "examples", robust()),
         "smollm2 evals": list_table(big, "evaluations", evals()), "15m evals": list_table(small, "evaluations", evals()),
         "smollm2 gradient": list_table(big, "row", [(("library: " if j.startswith("lib") else "r: " if "-r-" in j else "N r: ") + r, j, r) for _, j, r in grads()]),
-        "smollm2 shots": list_table(big, "row, seed 1", [("base, 5-shot", "base", "base 5-shot seed 1"), ("library: REFINE", "lib-seed1", "REFINE 32"), ("library: REFINE, 5-shot prompts", "lib-seed1", "REFINE 32 with 5-shot prompts")]),
+        "smollm2 worked": worked_table(big), "smollm2 tries": tries_table(big), "15m tries": tries_table(small),
+        "15m worked": list_table(small, "seed 1, trained with worked examples", [(l + w, j, r + x) for l, j, r in (
+            ("one LoRA, r", "wlora-r-seed1", "one LoRA"), ("one LoRA, N r", "wlora-nr-seed1", "one LoRA"), ("library: REFINE", "wlib-seed1", "REFINE 32"),
+            ("one LoRA, r, 4 steps", "wlora-r-seed1", "one LoRA + gradient lr 0.001 steps 4"), ("library: REFINE, 4 steps", "wlib-seed1", "REFINE + gradient lr 0.001 steps 4"),
+            ("library: REFINE in context, 4 steps", "wlib-seed1", "REFINE in context + gradient lr 0.001 steps 4")) for w, x in (("", ""), (FRONT, FRONT))]
+            + [("trained without: library: REFINE", "lib-seed1", "REFINE 32"), ("trained without: one LoRA, N r", "lora-nr-seed1", "one LoRA")]),
         **{f"{m} {name}": f(r) for m, r in (("smollm2", big), ("15m", small)) for name, f in (
             ("kinds", choose.kinds), ("choose", choose.table), ("choose pairs", choose.pairs), ("choose worst", choose.worst))},
         "command": command_table(folder + "/15m-command.json"),
