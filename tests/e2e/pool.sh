@@ -23,6 +23,8 @@ fi
 "$CRAYON" pool export -q again.gguf --base 1 -o two.gguf --type f32 2> err || fail export
 cmp one.gguf two.gguf && echo "the same pool from one thread"
 "$CRAYON" pool info pool.gguf | grep -E '^(kind|pool kind|form|adapters|rank)|^  (colours|animals)'
+"$CRAYON" "${train[@]}" --worked 2 --general 0.5 -o worked.gguf 2> err || fail "train with worked examples"
+"$CRAYON" pool info worked.gguf | grep -oE '^  any task +[0-9]+'
 "$CRAYON" blend -q --pool pool.gguf --examples colours.train.jsonl -o mine.palette --json > blend.json 2> err || fail blend
 grep -E '"(level|solver|examples|lines|palette)"' blend.json
 "$CRAYON" blend -q --pool pool.gguf --examples colours.train.jsonl -o kept.palette --held-out 0 --level instant > blend.txt 2> err || fail blend
