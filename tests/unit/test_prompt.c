@@ -12,14 +12,7 @@
 
 #include <cmocka.h>
 
-static cr_model *models[2]; /* gpt2 BPE, SentencePiece */
-static struct cr_error err;
-
-static void must(enum cr_status st)
-{
-    if (st)
-        fail_msg("%s", err.msg);
-}
+#include "two_models.h"
 
 static void same(const struct cr_ids *a, const struct cr_ids *b)
 {
@@ -90,23 +83,6 @@ static void test_out_of_memory(void **state)
             assert_int_equal(cr_mem_now(), before);
         }
     }
-}
-
-static int open_models(void **state)
-{
-    (void)state;
-    struct cr_model_options opt = {.n_threads = 1};
-    must(cr_model_open(&models[0], CR_SOURCE_DIR "/models/crayon-15m-q8_0.gguf", &opt, &err));
-    must(cr_model_open(&models[1], CR_SOURCE_DIR "/tests/data/stories260K.gguf", &opt, &err));
-    return 0;
-}
-
-static int close_models(void **state)
-{
-    (void)state;
-    cr_model_close(models[0]);
-    cr_model_close(models[1]);
-    return 0;
 }
 
 int main(void)

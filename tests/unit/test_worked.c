@@ -14,8 +14,7 @@
 
 #include <cmocka.h>
 
-static cr_model *models[2]; /* gpt2 BPE, SentencePiece with BOS */
-static struct cr_error err;
+#include "two_models.h"
 
 static char *const animals[] = {"a cat", "the big dog"};
 static const struct cr_example shown[] = {
@@ -26,12 +25,6 @@ static const struct cr_example shown[] = {
 enum { SHOWN = sizeof shown / sizeof *shown };
 static const struct cr_example asked = {
     .question = "How many?", .context = "Two dogs.", .answer_index = -1};
-
-static void must(enum cr_status st)
-{
-    if (st)
-        fail_msg("%s", err.msg);
-}
 
 /* Ids without a BOS in front. */
 static struct cr_ids plain_ids(const cr_model *m, const struct cr_example *e)
@@ -327,23 +320,6 @@ static void test_out_of_memory(void **state)
         }
         assert_int_equal(st, CR_OK);
     }
-}
-
-static int open_models(void **state)
-{
-    (void)state;
-    struct cr_model_options opt = {.n_threads = 1};
-    must(cr_model_open(&models[0], CR_SOURCE_DIR "/models/crayon-15m-q8_0.gguf", &opt, &err));
-    must(cr_model_open(&models[1], CR_SOURCE_DIR "/tests/data/stories260K.gguf", &opt, &err));
-    return 0;
-}
-
-static int close_models(void **state)
-{
-    (void)state;
-    cr_model_close(models[0]);
-    cr_model_close(models[1]);
-    return 0;
 }
 
 int main(void)
