@@ -467,7 +467,8 @@ static void test_worked_examples_stay_here(void **state)
         assert_null(strstr(fake.request, "A tree."));
     }
     fake.text = "500"; /* the held answer is given: behind the examples, without its blank */
-    char *reply = send_it("{\"model\":\"m:w\"," USER ",\"max_tokens\":6,\"temperature\":0,"
+    char *reply = send_it("{\"model\":\"m:w\",\"messages\":[{\"role\":\"user\",\"content\":"
+                          "\"Which is canary four?\"}],\"max_tokens\":6,\"temperature\":0,"
                           "\"crayon\":{\"route\":\"server\"}}");
     fake.text = NULL;
     assert_int_equal(status_of(reply), 200);

@@ -125,7 +125,7 @@ static void test_the_prompt(void **state)
     }
     json_t *v = ask(s, "/v1/chat/completions",
                     "{\"model\":\"m:w\",\"temperature\":0,\"messages\":[{\"role\":\"user\","
-                    "\"content\":\"Hello there\"}]}");
+                    "\"content\":\"Which is canary four?\"}]}");
     assert_string_equal(text_of(v), "green apple"); /* without its blank and its line end */
     assert_string_equal(json_string_value(json_object_get(choice_of(v), "finish_reason")), "stop");
     json_decref(v);
@@ -260,14 +260,15 @@ static void test_forms(void **state)
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         expect_status(post(s, "/v1/chat/completions", bad[i]), 400);
     /* a stop string of the client's own is told, the form's line end is not */
-    json_t *v = ask(s, "/v1/messages",
-                    "{\"model\":\"m:w\",\"max_tokens\":8,\"temperature\":0,\"stop_sequences\":["
-                    "\"ple\"],\"messages\":[{\"role\":\"user\",\"content\":\"Hello there\"}]}");
+    json_t *v =
+        ask(s, "/v1/messages",
+            "{\"model\":\"m:w\",\"max_tokens\":8,\"temperature\":0,\"stop_sequences\":["
+            "\"ple\"],\"messages\":[{\"role\":\"user\",\"content\":\"Which is canary four?\"}]}");
     assert_string_equal(json_string_value(json_object_get(v, "stop_sequence")), "ple");
     json_decref(v);
     v = ask(s, "/v1/messages",
             "{\"model\":\"m:w\",\"max_tokens\":8,\"temperature\":0,\"messages\":[{\"role\":"
-            "\"user\",\"content\":\"Hello there\"}]}");
+            "\"user\",\"content\":\"Which is canary four?\"}]}");
     assert_true(json_is_null(json_object_get(v, "stop_sequence")));
     assert_string_equal(json_string_value(json_object_get(v, "stop_reason")), "end_turn");
     json_decref(v);
