@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the small programs of this folder share: a clock, and an end at the first error. */
+/* What the small programs of this folder share: clocks, and an end at the first error. */
 #ifndef BENCH_H
 #define BENCH_H
 
@@ -14,6 +14,14 @@ static inline double now_ms(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
+}
+
+/* Of all threads together: it does not count the time in which other programs run. */
+static inline double processor_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
     return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
 }
 

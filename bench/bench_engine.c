@@ -7,7 +7,7 @@
  *     bench_engine MODEL [-t THREADS] [-p PREFILL] [-n DECODE] [-r ROUNDS] [-k RANK] [-c CPU] [-m]
  *
  * -k: rounds with a delta of that rank and without one take turns, and the shares of speed that are
- * left with it are medians over the pairs of rounds.
+ * left with it are medians over the pairs of rounds, by wall time and by processor time.
  * -m: read the weights where they are mapped.
  */
 #include "bench.h"
@@ -67,19 +67,28 @@ static cr_delta *random_delta(const cr_model *m, int rank)
     return d;
 }
 
-static void measure(cr_session *s, const cr_delta *d, const int32_t *ids, int n_ids, int n_prefill,
-                    int n_decode, double *prefill, double *decode)
+struct times {
+    double prefill, decode, prefill_cpu, decode_cpu; /* ms */
+};
+
+static struct times measure(cr_session *s, const cr_delta *d, const int32_t *ids, int n_ids,
+                            int n_prefill, int n_decode)
 {
+    struct times t;
     struct cr_error err;
     cr_session_set_delta(s, d);
     cr_session_reset(s);
-    double t = now_ms();
+    double wall = now_ms(), cpu = processor_ms();
     die_if(cr_session_sync(s, ids, (size_t)n_prefill, NULL, &err), &err);
-    *prefill = now_ms() - t;
-    t = now_ms();
+    t.prefill = now_ms() - wall;
+    t.prefill_cpu = processor_ms() - cpu;
+    wall = now_ms();
+    cpu = processor_ms();
     for (int i = 0; i < n_decode; i++)
         die_if(cr_session_step(s, ids[i % n_ids], &err), &err);
-    *decode = now_ms() - t;
+    t.decode = now_ms() - wall;
+    t.decode_cpu = processor_ms() - cpu;
+    return t;
 }
 
 int main(int argc, char **argv)
@@ -113,7 +122,7 @@ int main(int argc, char **argv)
     }
     opt.n_threads = threads;
     static double prefill[MAX_ROUNDS], decode[MAX_ROUNDS];
-    static double prefill_share[MAX_ROUNDS], decode_share[MAX_ROUNDS];
+    static double share[4][MAX_ROUNDS];
     struct cr_error err;
     cr_model *m;
     cr_session *s;
@@ -133,11 +142,18 @@ int main(int argc, char **argv)
     getrusage(RUSAGE_SELF, &first);
     cr_delta *d = rank ? random_delta(m, rank) : NULL;
     for (int r = 0; r < rounds; r++) {
-        if (d)
-            measure(s, NULL, ids, n_ids, n_prefill, n_decode, &prefill_share[r], &decode_share[r]);
-        measure(s, d, ids, n_ids, n_prefill, n_decode, &prefill[r], &decode[r]);
-        prefill_share[r] /= prefill[r];
-        decode_share[r] /= decode[r];
+        struct times without = {0}, with;
+        if (d && r % 2)
+            without = measure(s, NULL, ids, n_ids, n_prefill, n_decode);
+        with = measure(s, d, ids, n_ids, n_prefill, n_decode);
+        if (d && r % 2 == 0)
+            without = measure(s, NULL, ids, n_ids, n_prefill, n_decode);
+        prefill[r] = with.prefill;
+        decode[r] = with.decode;
+        share[0][r] = without.prefill / with.prefill;
+        share[1][r] = without.decode / with.decode;
+        share[2][r] = without.prefill_cpu / with.prefill_cpu;
+        share[3][r] = without.decode_cpu / with.decode_cpu;
     }
     double p = median(prefill, rounds), g = median(decode, rounds);
     printf("{\"model\": \"%s\", \"cpu\": \"%s\", \"threads\": %d, \"rank\": %d, "
@@ -148,8 +164,10 @@ int main(int argc, char **argv)
            (double)first.ru_maxrss / 1024, (double)m->info.file_bytes / (1 << 20), n_prefill, p,
            n_prefill / p * 1e3, n_decode, g, n_decode / g * 1e3);
     if (d)
-        printf(", \"prefill_share\": %.3f, \"decode_share\": %.3f", median(prefill_share, rounds),
-               median(decode_share, rounds));
+        printf(", \"prefill_share\": %.4f, \"decode_share\": %.4f, \"prefill_cpu_share\": %.4f, "
+               "\"decode_cpu_share\": %.4f",
+               median(share[0], rounds), median(share[1], rounds), median(share[2], rounds),
+               median(share[3], rounds));
     printf("}\n");
     cr_free(ids);
     cr_session_free(s);

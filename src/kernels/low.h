@@ -27,14 +27,6 @@ static size_t low_bytes(size_t rows, size_t rank)
     return (rows + LANES - 1) / LANES * low_panel_bytes(rank);
 }
 
-/* The scale of a row whose largest value is `most`, rounded to float16, and gain / scale. */
-INLINE float low_scale(float most, float gain, uint16_t *half)
-{
-    *half = cr_f32_to_f16(most * gain / 127);
-    const float scale = cr_f16_to_f32(*half);
-    return scale > 0 ? gain / scale : 0;
-}
-
 /* Four ranks of LANES rows, from floats rank apart. */
 INLINE void pack_four(uint8_t *codes, const float *b, size_t rank, vf inverse)
 {
@@ -54,8 +46,8 @@ INLINE void pack_four(uint8_t *codes, const float *b, size_t rank, vf inverse)
 /* LANES rows of a multiple of four ranks. */
 INLINE void pack_low_panel(uint8_t *panel, const float *b, size_t rank, float gain)
 {
-    float most[LANES], inverse[LANES];
     uint16_t half[LANES];
+    float inverse[LANES];
     vf top = v_zero();
     for (size_t k = 0; k < rank; k += 4) {
         vf v[4];
@@ -65,9 +57,10 @@ INLINE void pack_low_panel(uint8_t *panel, const float *b, size_t rank, float ga
             top = v_max(top, v_max(v[i], v_sub(v_zero(), v[i])));
         }
     }
-    v_store(most, top);
+    v_store_f16(half, v_div(v_mul(top, v_set1(gain)), v_set1(127)));
+    v_store(inverse, v_load_f16(half));
     for (size_t r = 0; r < LANES; r++)
-        inverse[r] = low_scale(most[r], gain, &half[r]);
+        inverse[r] = inverse[r] > 0 ? gain / inverse[r] : 0;
     for (size_t k = 0; k < rank; k += 4)
         pack_four(panel + k * LANES, b + k, rank, v_load(inverse));
     memcpy(panel + rank * LANES, half, sizeof half);
@@ -127,8 +120,18 @@ INLINE void low_sums(int T, struct low_job *j)
     }
 }
 
-/* One panel. */
-INLINE void low_tile(int T, const struct low_job *j, vm mask, bool whole)
+/* y += scale sum in the first `rows` lanes. */
+INLINE void low_store(float *y, vf scale, vf sum, size_t rows)
+{
+    const vm mask = v_lanes(0, rows);
+    if (rows >= LANES)
+        v_store(y, v_fma(scale, sum, v_load(y)));
+    else
+        v_store_mask(y, v_fma(scale, sum, v_load_mask(y, mask)), mask);
+}
+
+/* One panel, of which `rows` are there. */
+INLINE void low_tile(int T, const struct low_job *j, size_t rows)
 {
     vf sum[LOW_SIDE], scale = v_load_f16((const void *)(j->panel + j->fours * 4 * LANES));
     UNROLL for (int t = 0; t < T; t++)
@@ -158,24 +161,74 @@ INLINE void low_tile(int T, const struct low_job *j, vm mask, bool whole)
     }
     UNROLL for (int t = 0; t < T; t++)
     {
-        float *to = j->y + (size_t)t * j->ldy;
-        if (whole)
-            v_store(to, v_fma(scale, sum[t], v_load(to)));
-        else
-            v_store_mask(to, v_fma(scale, sum[t], v_load_mask(to, mask)), mask);
+        low_store(j->y + (size_t)t * j->ldy, scale, sum[t], rows);
     }
+}
+
+/* What low_rows_8 keeps in registers. */
+struct low_8 {
+    vi x[LOW_SIDE][2], start[LOW_SIDE];
+    vf d[LOW_SIDE];
+};
+
+/* The first `rows` rows of a panel with two fours. */
+INLINE void low_panel_8(int T, const struct low_job *j, const struct low_8 *s, const uint8_t *panel,
+                        float *y, size_t rows)
+{
+    const vi w0 = vi_load(panel), w1 = vi_load(panel + 4 * LANES);
+    const vf scale = v_load_f16((const void *)(panel + 8 * LANES));
+    UNROLL for (int t = 0; t < T; t++)
+    {
+        const vi dot =
+            vi_dot(CR_Q8_0, vi_dot(CR_Q8_0, s->start[t], w0, s->x[t][0]), w1, s->x[t][1]);
+        const vf sum = v_mul(vi_float(CR_Q8_0, dot, &j->sums[0][t]), s->d[t]);
+        low_store(y + (size_t)t * j->ldy, scale, sum, rows);
+    }
+}
+
+/* Two fours in one block, ranks 5 to 8, as pools have. */
+INLINE void low_rows_8(int T, const struct low_job *j, size_t rows)
+{
+    enum { BYTES = 10 * LANES };
+    const uint8_t *panel = j->panel;
+    float *y = j->y;
+    struct low_8 s;
+    UNROLL for (int t = 0; t < T; t++)
+    {
+        const int8_t *q = low_block(j, 0, t)->q + 4 * j->first;
+        s.x[t][0] = vi_set4(q);
+        s.x[t][1] = vi_set4(q + 4);
+        s.start[t] = vi_start(CR_Q8_0, &j->sums[0][t]);
+        s.d[t] = v_set1(low_block(j, 0, t)->d);
+    }
+    for (; rows >= 2 * LANES; rows -= 2 * LANES, panel += 2 * BYTES, y += 2 * LANES) {
+        low_panel_8(T, j, &s, panel, y, LANES);
+        low_panel_8(T, j, &s, panel + BYTES, y + LANES, LANES);
+    }
+    if (rows >= LANES) {
+        low_panel_8(T, j, &s, panel, y, LANES);
+        rows -= LANES;
+        panel += BYTES;
+        y += LANES;
+    }
+    if (rows)
+        low_panel_8(T, j, &s, panel, y, rows);
 }
 
 INLINE void low_rows(int T, struct low_job j, size_t rows)
 {
     low_sums(T, &j);
+    if (j.fours == 2 && j.first + j.fours <= CR_QK / 4) {
+        low_rows_8(T, &j, rows);
+        return;
+    }
     for (; rows >= LANES; rows -= LANES) {
-        low_tile(T, &j, v_lanes(0, LANES), true);
+        low_tile(T, &j, LANES);
         j.panel += (j.fours * 4 + 2) * LANES;
         j.y += LANES;
     }
     if (rows)
-        low_tile(T, &j, v_lanes(0, rows), false);
+        low_tile(T, &j, rows);
 }
 
 /* A few tokens by all rows and not the other way: the outputs of a token lie together. */

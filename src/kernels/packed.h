@@ -13,7 +13,7 @@
  *
  * and is padded to whole cache lines; rows that a last panel lacks are zeros. A level defines,
  * before it includes this file, LANES, vf, vm and the operations v_lanes, v_load_mask,
- * v_store_mask, v_zero, v_set1, v_mul, v_fma of vector.h, v_load_f16, and
+ * v_store_mask, v_zero, v_set1, v_mul, v_fma of vector.h, v_load_f16, v_store_f16, and
  *
  *     vi                       LANES integers; vi_load(p), vi_set4(p): 4 bytes to every lane
  *     vi_low(v) vi_high(v)     the nibbles of each byte

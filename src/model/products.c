@@ -134,8 +134,13 @@ static void low_pass(void *ud, size_t begin, size_t end, int thread)
 /* Asks for memory that is read soon. Few tokens would wait for each small piece of a delta. */
 static void ask_for(const void *p, size_t bytes)
 {
-    for (size_t i = 0; i < bytes; i += 64)
-        __builtin_prefetch((const char *)p + i);
+    const char *at = p, *end = at + bytes;
+    for (; at < end; at += 256) { /* past the end it does no harm */
+        __builtin_prefetch(at);
+        __builtin_prefetch(at + 64);
+        __builtin_prefetch(at + 128);
+        __builtin_prefetch(at + 192);
+    }
 }
 
 static void ask_for_b(cr_session *s, const struct part *p, size_t begin, size_t end)
