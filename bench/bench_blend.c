@@ -79,6 +79,7 @@ int main(int argc, char **argv)
         return 2;
     die_if(cr_model_open(&m, argv[optind], &options, &err), &err);
     die_if(cr_pool_open(&pool, m, argv[optind + 1], &err), &err);
+    cr_pool_hold(pool);
     die_if(cr_examples_read(&examples, argv[optind + 2], &err), &err);
     cr_level_options(CR_LEVEL_INSTANT, pool, &blend);
     printf("{\"n\": %d, \"examples\": %zu, \"solver\": \"%s\", \"first\": [", pool->n, examples.n,
@@ -88,15 +89,15 @@ int main(int argc, char **argv)
         cr_delta *delta;
         double start = now_ms();
         die_if(cr_blend_examples(m, pool, &blend, examples.v, examples.n, &r, &err), &err);
-        double solved = now_ms();
+        double solved = now_ms(), before = processor_ms();
         die_if(cr_pool_blend(&delta, pool, r.weights, &err), &err);
-        double end = now_ms();
+        double end = now_ms(), cpu = processor_ms() - before;
         printf("%s%s{\"embed_ms\": %.4f, \"solve_ms\": %.4f, \"apply_ms\": %.4f, "
-               "\"total_ms\": %.4f}",
+               "\"apply_cpu_ms\": %.4f, \"total_ms\": %.4f}",
                i == 1  ? "], \"rounds\": "
                : i > 1 ? ", "
                        : "",
-               i == 1 ? "[" : "", r.embed_ms, r.solve_ms, end - solved, end - start);
+               i == 1 ? "[" : "", r.embed_ms, r.solve_ms, end - solved, cpu, end - start);
         cr_delta_free(delta);
         if (i == rounds) {
             printf("]");

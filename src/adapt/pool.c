@@ -186,6 +186,7 @@ void cr_pool_close(cr_pool *p)
     free_index(&p->index);
     cr_delta_free(p->shared_a);
     cr_gguf_close(p->file);
+    cr_free(p->held);
     cr_free(p->data);
     cr_free(p->pairs);
     cr_free(p->base_hash);
@@ -264,6 +265,54 @@ enum cr_status cr_pool_split_ranks(cr_pool **out, const cr_pool *p, int groups,
     return st;
 }
 
+/* Values of one B of slot i. */
+static size_t b_count(const cr_pool *p, size_t i)
+{
+    const enum cr_linear lin = (enum cr_linear)(i % CR_LIN_COUNT);
+    return (size_t)cr_model_linear(p->model, 0, lin)->n_out * (size_t)p->rank;
+}
+
+static void hold_pairs(void *ud, size_t begin, size_t end, int thread)
+{
+    (void)thread;
+    cr_pool *p = ud;
+    const size_t n = (size_t)p->n;
+    for (size_t i = begin; i < end; i++) {
+        const uint16_t *from = p->pairs[i].b_file;
+        uint16_t *to = (uint16_t *)(uintptr_t)p->pairs[i].b_held;
+        const size_t count = b_count(p, i);
+        for (size_t at = 0; to && at < count; at += CR_POOL_RUN) {
+            const size_t run = count - at < CR_POOL_RUN ? count - at : CR_POOL_RUN;
+            for (size_t a = 0; a < n; a++, to += run)
+                memcpy(to, from + a * count + at, run * sizeof *to);
+        }
+        if (to && cr_gguf_is_mapped(p->file))
+            cr_drop_mapped(from, n * count * sizeof *from);
+    }
+}
+
+void cr_pool_hold(cr_pool *p)
+{
+    const size_t slots = (size_t)p->n_layers * CR_LIN_COUNT;
+    size_t bytes = 0;
+    for (size_t i = 0; i < slots; i++)
+        if (p->pairs[i].b_file)
+            bytes += (size_t)p->n * b_count(p, i) * sizeof *p->pairs[i].b_held;
+    if (p->form != CR_POOL_SHARED || p->b_type != CR_F16 || !bytes || p->held ||
+        !cr_may_copy(p->model, bytes))
+        return;
+    bytes = (bytes + CR_HUGE_PAGE - 1) / CR_HUGE_PAGE * CR_HUGE_PAGE;
+    p->held = cr_alloc(bytes + CR_HUGE_PAGE, 1);
+    uint16_t *at = p->held ? cr_huge_area(p->held, bytes) : NULL;
+    for (size_t i = 0; at && i < slots; i++)
+        if (p->pairs[i].b_file) {
+            p->pairs[i].b_held = at;
+            at += (size_t)p->n * b_count(p, i);
+        }
+    if (at)
+        cr_threads_run_dynamic(p->model->threads, slots, 1, hold_pairs, p);
+}
+
 /* ---- blending ---- */
 
 struct blend_job {
@@ -274,29 +323,40 @@ struct blend_job {
     int first, last; /* adapters with a weight lie in [first, last] */
 };
 
-/* out[i] = scale * sum_n w_n B_n[i]   for the n_out * rank values of one pair */
-static void blend_shared(const struct blend_job *job, int i, float *out, size_t count)
+/* out[i] = scale * sum_n w_n B_n[at + i] for `count` of the `all` values of one B, each sum in the
+ * order of n. Adapters without a weight are never read. */
+static void blend_values(const struct blend_job *job, const struct cr_pool_pair *pair, float *out,
+                         size_t at, size_t count, size_t all)
 {
     const cr_pool *p = job->p;
-    const struct cr_pool_pair *pair = &p->pairs[i];
+    const struct cr_kernels *k = p->model->k;
     memset(out, 0, count * sizeof *out);
-    for (int a = job->first, n; a <= job->last; a += n) {
+    for (size_t a = (size_t)job->first, n; a <= (size_t)job->last; a += n) {
         float w[RUN];
-        n = 0; /* adapters of a run without a zero weight: those are never read */
-        while (n < RUN && a + n <= job->last && job->weights[a + n] != 0) {
+        for (n = 0; n < RUN && a + n <= (size_t)job->last && job->weights[a + n] != 0; n++)
             w[n] = job->scale * job->weights[a + n];
-            n++;
-        }
-        if (!pair->b && p->b_type == CR_F16)
-            p->model->k->attn_mix_f16(out, 0, w, 0, 1,
-                                      (const uint16_t *)pair->b_file + (size_t)a * count, count,
-                                      (size_t)n, count);
+        const uint16_t *held = pair->b_held ? pair->b_held + at * (size_t)p->n + a * count : NULL;
+        for (size_t i = 0; held && i < n * count; i += 32) /* the next ones */
+            __builtin_prefetch(held + (size_t)p->n * count + i);
+        if (n && held)
+            k->attn_mix_f16(out, 0, w, 0, 1, held, count, n, count);
+        else if (n && !pair->b && p->b_type == CR_F16)
+            k->attn_mix_f16(out, 0, w, 0, 1, (const uint16_t *)pair->b_file + a * all + at, all, n,
+                            count);
         else
-            for (int j = 0; j < n; j++)
-                p->model->k->axpy(out, w[j],
-                                  b_values(p, pair, (size_t)(a + j) * count, count, NULL), count);
+            for (size_t j = 0; j < n; j++)
+                k->axpy(out, w[j], b_values(p, pair, (a + j) * all + at, count, NULL), count);
         n += n == 0;
     }
+}
+
+/* The n_out * rank values of one pair. */
+static void blend_shared(const struct blend_job *job, int i, float *out, size_t all)
+{
+    const struct cr_pool_pair *pair = &job->p->pairs[i];
+    const size_t step = pair->b_held ? CR_POOL_RUN : all;
+    for (size_t at = 0; at < all; at += step)
+        blend_values(job, pair, out + at, at, all - at < step ? all - at : step, all);
 }
 
 /* out[o, (a - first) * r + j] = scale * w_a * B_a[o, j] */

@@ -45,6 +45,8 @@ struct cr_pool_pair {
     float *a;           /* shared [rank, n_in]; separate [N, rank, n_in]; NULL: not a target */
     float *b;           /* [N, n_out, rank], or NULL */
     const void *b_file; /* the same, or NULL */
+    /* A copy by cr_pool_hold, or NULL: CR_POOL_RUN values of every adapter, then the next ones. */
+    const uint16_t *b_held;
 };
 
 struct cr_pool {
@@ -65,11 +67,12 @@ struct cr_pool {
     uint32_t b_type;            /* of b_file: CR_F16 or CR_F32 */
     float *data;                /* owns a and b */
     cr_gguf *file;              /* keeps b_file mapped, or NULL */
+    void *held;                 /* owns b_held, or NULL */
     cr_delta *shared_a;         /* opened, SHARED: its A, packed once for all palettes; or NULL */
     const cr_model *model;
 };
 
-enum { CR_POOL_MAX_N = 1024, CR_POOL_MAX_ENTRIES = 1 << 16 };
+enum { CR_POOL_MAX_N = 1024, CR_POOL_MAX_ENTRIES = 1 << 16, CR_POOL_RUN = 64 };
 
 /* An empty pool with room for its pairs, cleared. Free with cr_pool_close. */
 enum cr_status cr_pool_new(cr_pool **out, const cr_model *m, enum cr_pool_form form,
@@ -90,6 +93,11 @@ enum cr_status cr_pool_write(const cr_pool *p, const char *path, uint32_t type,
                              struct cr_error *err);
 /* Packs the A that the palettes of a SHARED pool have in common, which may not change any more. */
 void cr_pool_pack_a(cr_pool *p);
+/* For a pool whose palettes change often, before the first one is mixed: copies B out of the file
+ * into huge pages, in the order in which a mix reads it, and lets go of the file's pages. Does
+ * nothing for pools that are SEPARATE or of float32, nor where the model's options or memory forbid
+ * copies. */
+void cr_pool_hold(cr_pool *p);
 /* B of adapter n of a pair as float32 [n_out, rank], from wherever it lies. */
 void cr_pool_read_b(const cr_pool *p, int layer, enum cr_linear lin, int n, float *b);
 /* One plain LoRA (kind "lora", N = 1) as a SEPARATE pool of `groups` adapters: group g holds the

@@ -88,6 +88,10 @@ enum cr_status cr_model_from_gguf(cr_model **out, cr_gguf *g, const char *path,
 /* pages.c: makes the private copy of the weights, once, if the model's options ask for it. Called
  * by cr_session_new: products with the matrices may be running only in sessions that exist. */
 enum cr_status cr_model_place(cr_model *m, struct cr_error *err);
+/* Do the model's options allow a copy of so much in huge pages? */
+bool cr_may_copy(const cr_model *m, size_t bytes);
+/* Lets go of the file's pages that lie wholly in data; they come back when they are read. */
+void cr_drop_mapped(const void *data, size_t bytes);
 /* delta_pack.c: packs the pairs of a delta that stand beside quantised weights for the kernels of
  * this machine, in 8 bits: a quarter of the memory to read. The rest, and all where memory lacks or
  * the level packs nothing, stays float32. Call once, before the delta is used. */

@@ -53,11 +53,10 @@ static void copy_rows(void *ud, size_t begin, size_t end, int thread)
         memcpy(c->to + begin * w->row_bytes, from, (end - begin) * w->row_bytes);
 }
 
-/* Lets go of the file's pages that lie wholly in the matrix; they come back when they are read. */
-static void drop_mapped(const struct cr_matrix *w)
+void cr_drop_mapped(const void *data, size_t bytes)
 {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), begin = (size_t)(uintptr_t)w->data;
-    size_t end = (begin + (size_t)w->n_out * w->row_bytes) / page * page;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), begin = (size_t)(uintptr_t)data;
+    size_t end = (begin + bytes) / page * page;
     begin = (begin + page - 1) / page * page;
     if (begin < end)
         madvise((void *)begin, end - begin, MADV_DONTNEED);
@@ -68,7 +67,7 @@ static char *copy_matrix(cr_model *m, struct cr_matrix *w, char *to)
     struct copy c = {m, w, to};
     cr_threads_run(m->threads, (size_t)w->n_out, ROW_GRAIN, copy_rows, &c);
     if (cr_gguf_is_mapped(m->gguf))
-        drop_mapped(w);
+        cr_drop_mapped(w->data, (size_t)w->n_out * w->row_bytes);
     if (is_packed_type(m, w)) {
         w->packed = to;
         w->panel_bytes = panel_bytes(m, w);
@@ -91,14 +90,20 @@ static uint64_t available_bytes(void)
     return 1024 * (uint64_t)kib;
 }
 
+/* Half of what is free: the cache of the session and other programs need the rest. */
+bool cr_may_copy(const cr_model *m, size_t bytes)
+{
+    return m->pages == CR_PAGES_HUGE ||
+           (m->pages == CR_PAGES_AUTO && bytes <= available_bytes() / 2);
+}
+
 static enum cr_status copy_all(cr_model *m, struct cr_error *err)
 {
     size_t total = copy_bytes(m, &m->output);
     for (int l = 0; l < m->n_layers; l++)
         for (int i = 0; i < CR_LIN_COUNT; i++)
             total += copy_bytes(m, &m->layers[l].lin[i]);
-    /* Half of what is free: the cache of the session and other programs need the rest. */
-    if (m->pages == CR_PAGES_AUTO && total > available_bytes() / 2)
+    if (!cr_may_copy(m, total))
         return CR_OK;
     m->copy = cr_alloc(total + CR_HUGE_PAGE, 1);
     if (!m->copy && m->pages == CR_PAGES_AUTO)

@@ -237,6 +237,7 @@ const cr_pool *cr_shelf_pool(cr_shelf *s, const char *path, struct cr_error *err
     }
     if (cr_pool_open(&fresh, s->model, path, err) != CR_OK)
         return NULL;
+    cr_pool_hold(fresh);
     char *copy = cr_strdup(path);
     pthread_mutex_lock(&s->lock);
     for (size_t i = 0; i < s->n_pools && !found; i++) /* the same file by another path */

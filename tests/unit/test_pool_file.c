@@ -393,6 +393,33 @@ static void test_out_of_memory_at_every_allocation(void **state)
     assert_int_equal(status, CR_OK);
 }
 
+/* What cr_pool_hold copies mixes to the same bits as the file, with and without zero weights. */
+static void test_held_blends_the_same_bits(void **state)
+{
+    (void)state;
+    static const float weights[3][N] = {{0.5f, -1, 2}, {0.5f, 0, 2}, {0, 3, 0}};
+    cr_pool *p = random_pool(CR_POOL_SHARED, CR_POOL_LIBRARY);
+    write_pool(p, fx_path("p.gguf"), CR_F16);
+    cr_pool_close(p);
+    p = fx_open_pool(fx_model, fx_path("p.gguf"));
+    cr_pool *q = fx_open_pool(fx_model, fx_path("p.gguf"));
+    cr_pool_hold(q);
+    assert_non_null(q->held);
+    for (int k = 0; k < 3; k++) {
+        cr_delta *d = fx_blend(p, weights[k]), *e = fx_blend(q, weights[k]);
+        for (int i = 0; i < p->n_layers * CR_LIN_COUNT; i++) {
+            const size_t n_out = (size_t)fx_model->layers[0].lin[i % CR_LIN_COUNT].n_out;
+            if (d->pairs[i].b)
+                assert_memory_equal(d->pairs[i].b, e->pairs[i].b, RANK * n_out * sizeof(float));
+        }
+        cr_delta_free(d);
+        cr_delta_free(e);
+    }
+    same_pool(p, q); /* what was let go of is read from the file again */
+    cr_pool_close(q);
+    cr_pool_close(p);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -407,6 +434,7 @@ int main(void)
         cmocka_unit_test(test_attack_17_fifo_device_directory),
         cmocka_unit_test(test_truncated_at_every_byte),
         cmocka_unit_test(test_out_of_memory_at_every_allocation),
+        cmocka_unit_test(test_held_blends_the_same_bits),
     };
     return cmocka_run_group_tests(tests, fx_setup, fx_teardown);
 }
