@@ -28,6 +28,7 @@
 enum { VNNI = 1, SIDE = 6 }; /* 6 integer and 6 float sums in 16 registers */
 #else
 enum { VNNI = 0, SIDE = 4 }; /* 4, and 4 sums of 16 bits */
+#define CR_MANY 1 /* many tokens as many.h says */
 #endif
 
 enum { LANES = 8, GROUPS = CR_QK / 4 };
@@ -385,8 +386,6 @@ static void sum_codes(enum cr_type type, int32_t *sums, const struct cr_block_q8
     }
 }
 
-#include "kernels/blocks.h" /* needs what is above */
-
 /* d = max|x| / 127. The bits of |x| order like the numbers, and NaN and infinity above them all. */
 static void quantize_q8a(struct cr_block_q8a *dst, const float *x, size_t n)
 {
@@ -658,6 +657,8 @@ INLINE vi vi_start(enum cr_type type, const int32_t *sum)
 }
 
 #include "kernels/packed.h" /* needs the operations above */
+
+#include "kernels/blocks.h" /* and what packed.h makes for many tokens */
 
 /* All of the level's table but its name. */
 #define AVX2_KERNELS                                                                               \

@@ -170,6 +170,21 @@ INLINE void matmul_blocks(enum cr_type type, float *y, size_t ldy, const uint8_t
         return;
     }
 #endif
+#if defined(CR_MANY)
+    if (n_tok > MANY && rows >= LANES && n_groups > 0) {
+        many_tokens(type,
+                    (struct many_job){.y = y,
+                                      .ldy = ldy,
+                                      .w = w,
+                                      .x = x,
+                                      .row_bytes = row_bytes,
+                                      .x_bytes = x_bytes,
+                                      .n_groups = n_groups,
+                                      .n_tok = n_tok},
+                    rows);
+        return;
+    }
+#endif
     int32_t sums[PASS][PANEL * SUMS];
     struct job j = {.ldy = ldy, .row_bytes = row_bytes, .x_bytes = x_bytes, .sums = sums};
     j.block_size = cr_type_info(type)->block_size;

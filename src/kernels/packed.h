@@ -26,7 +26,8 @@
  * finished sum PACKED_FLIP              0x80 where codes of Q8_0 are stored unsigned, with 128
  * added PACKED_SIDE              tokens side by side, by two panels
  *
- * Every output adds its blocks in the order of kernels_ref.c, in its own lane.
+ * Every output adds its blocks in the order of kernels_ref.c, in its own lane. A level that defines
+ * CR_MANY takes many tokens as many.h says.
  */
 #ifndef CR_PACKED_H
 #define CR_PACKED_H
@@ -231,6 +232,10 @@ INLINE vi load_codes(enum cr_type type, const uint8_t *block, vi fifth, int g, i
     return type == CR_IQ4_NL ? vi_values(w) : w;
 }
 
+#if defined(CR_MANY)
+#include "kernels/many.h" /* needs what is above */
+#endif
+
 /* In each lane 32 times the sum of the 16 codes at x: what Q6_K's codes are too large by. */
 INLINE vi times_32(const int8_t *x)
 {
@@ -365,6 +370,22 @@ INLINE void matmul_packed(enum cr_type type, float *y, size_t ldy, const void *w
                            .bytes = bytes,
                            .x_bytes = x_bytes,
                            .n_blocks = n / CR_QK};
+#if defined(CR_MANY)
+    if (n_tok > MANY && n > 0) {
+        many_tokens(type,
+                    (struct many_job){.y = y,
+                                      .ldy = ldy,
+                                      .w = w,
+                                      .x = x,
+                                      .row_bytes = bytes,
+                                      .x_bytes = x_bytes,
+                                      .n_groups = n / CR_QK,
+                                      .n_tok = n_tok,
+                                      .packed = true},
+                    rows);
+        return;
+    }
+#endif
     for (size_t r = 0; r < rows;) {
         size_t panels = n_tok > 1 && rows - r > LANES ? 2 : 1;
         size_t end = r + panels * LANES < rows ? r + panels * LANES : rows;

@@ -9,6 +9,8 @@
  */
 #include "fixture.h"
 
+#include "kernels/groups.h"
+
 #include <fnmatch.h>
 #include <signal.h>
 #include <time.h>
@@ -106,7 +108,7 @@ static void check_product_specials(enum cr_type type)
     static const float odd[] = {NAN, INFINITY, -INFINITY};
     for (int k = 0; k < 3; k++) {
         size_t n = is_k(type) ? 512 : 96, i = below(n);
-        struct product p = product_new(type, 19, 14, n, RANDOM_REALS);
+        struct product p = product_new(type, 19, k == 0 ? 14 : 21, n, RANDOM_REALS);
         struct buf y = buf_new(4 * p.n_tok * p.ldy, 0), z = buf_new(4 * p.n_tok * p.ldy, 0);
         unsigned char *w = p.w.data + 7 * p.row_bytes, *x = p.x.data + 5 * p.x_bytes;
         if (blocked(type)) {
@@ -141,6 +143,40 @@ static void check_product_specials(enum cr_type type)
     }
 }
 
+/* The largest sums that codes and activations can make: no step on the way is too narrow. */
+static void check_product_extremes(enum cr_type type)
+{
+    static const unsigned char bytes[] = {0, 0xff, 0x80, 0x7f, 0x0f, 0xf0};
+    const size_t n = is_k(type) ? 512 : 416, size = cr_type_info(type)->block_size;
+    const size_t head = type == CR_Q6_K ? 0 : has_minimum(type) ? 4 : 2;
+    struct product p = product_new(type, 53, 21, n, RANDOM_REALS);
+    struct buf y = buf_new(4 * p.n_tok * p.ldy, 0), z = buf_new(4 * p.n_tok * p.ldy, 0);
+    for (size_t r = 0; r < p.rows; r++)
+        for (size_t b = 0; b < n / cr_type_info(type)->block; b++)
+            memset(p.w.data + r * p.row_bytes + b * size + head, bytes[r % sizeof bytes],
+                   size - (type == CR_Q6_K ? 2 : head));
+    for (size_t t = 0; t < p.n_tok; t++)
+        for (size_t b = 0; b < n / CR_QK; b++) {
+            struct cr_block_q8a *x = (struct cr_block_q8a *)(void *)(p.x.data + t * p.x_bytes) + b;
+            memset(x->q, t % 2 ? 127 : -127, CR_QK);
+            x->sum = CR_QK * x->q[0];
+            x->s = x->d * (float)x->sum;
+        }
+    product_run(&p, ref, floats(&z));
+    product_run(&p, K, floats(&y));
+    for (size_t t = 0; t < p.n_tok; t++)
+        CHECK(same_bits(floats(&y) + t * p.ldy, floats(&z) + t * p.ldy, 4 * p.rows),
+              "token %zu differs from ref", t);
+    if (packs(type, n))
+        product_run_packed(&p, K, floats(&y), p.ldy, 0, p.rows, 0, p.n_tok);
+    for (size_t t = 0; t < p.n_tok; t++)
+        CHECK(same_bits(floats(&y) + t * p.ldy, floats(&z) + t * p.ldy, 4 * p.rows),
+              "packed, token %zu differs from ref", t);
+    buf_free(&y);
+    buf_free(&z);
+    product_free(&p);
+}
+
 static void test_matmul(enum cr_type type)
 {
     static const size_t rows[] = {0, 1, 2, 5, 8, 15, 16, 17, 24, 33},
@@ -161,6 +197,8 @@ static void test_matmul(enum cr_type type)
     check_law(type, blocked(type) ? 32 * k : 13);
     check_law(type, is_k(type) ? 2048 : 2080); /* more than one panel of groups */
     check_product_specials(type);
+    if (blocked(type))
+        check_product_extremes(type);
 }
 
 /* ---- conversions ----------------------------------------------------------------------- */
