@@ -185,14 +185,15 @@ static void attn_mix_q8(float *y, size_t ldy, const float *p, size_t ldp, size_t
                         const uint8_t *v, size_t begin, size_t end, size_t d, size_t first,
                         size_t last)
 {
+    enum { MOST = LANES == 8 ? 2 : MIX_SIDE }; /* by 32 columns, in 16 registers */
     struct q8_mix a = {y, ldy, ldp, begin, end, d, p, v};
     for (size_t t = 0, step; t < n_q; t += step) {
-        step = n_q - t >= MIX_SIDE ? MIX_SIDE : n_q - t;
+        step = n_q - t >= MOST ? MOST : n_q - t;
         a.y = y + t * ldy;
         a.p = p + t * ldp;
         for (size_t i = first; i < last; i += CR_QK) {
-            if (step == MIX_SIDE)
-                mix_q8_columns(MIX_SIDE, &a, i);
+            if (step == MOST)
+                mix_q8_columns(MOST, &a, i);
             else if (step == 3)
                 mix_q8_columns(3, &a, i);
             else if (step == 2)

@@ -17,6 +17,8 @@
 #ifndef CR_AVX2_BODY_H
 #define CR_AVX2_BODY_H
 
+#define CR_WIDENS 8192
+
 #include "kernels/groups.h"
 #include "kernels/levels.h"
 
@@ -430,7 +432,7 @@ static void quantize_q8a(struct cr_block_q8a *dst, const float *x, size_t n)
 
 /* ---- the operations of vector.h -------------------------------------------------------- */
 
-enum { FLOAT_ROWS = 4, FLOAT_SIDE = 3, MIX_SIDE = 2 };
+enum { FLOAT_ROWS = 4, FLOAT_SIDE = 3, MIX_SIDE = 4, MIX_COLUMNS = 3 };
 
 INLINE vf v_set1(float a)
 {
@@ -465,10 +467,14 @@ INLINE vf v_load_f16(const uint16_t *p)
 {
     return _mm256_cvtph_ps(_mm_loadu_si128((const void *)p));
 }
+/* One load to both halves and one shuffle into the upper words. */
 INLINE vf v_load_bf16(const uint16_t *p)
 {
-    __m256i h = _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(h, 16));
+    const __m256i upper =
+        _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7, -1, -1, 8, 9, -1,
+                         -1, 10, 11, -1, -1, 12, 13, -1, -1, 14, 15);
+    __m256i h = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)p));
+    return _mm256_castsi256_ps(_mm256_shuffle_epi8(h, upper));
 }
 INLINE vf v_load_i8(const int8_t *p)
 {

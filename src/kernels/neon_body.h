@@ -415,7 +415,7 @@ static void quantize_q8a(struct cr_block_q8a *dst, const float *x, size_t n)
 
 /* ---- the operations of vector.h -------------------------------------------------------- */
 
-enum { FLOAT_ROWS = 4, FLOAT_SIDE = 4, MIX_SIDE = 4 };
+enum { FLOAT_ROWS = 4, FLOAT_SIDE = 4, MIX_SIDE = 4, MIX_COLUMNS = 4 };
 
 INLINE vf v_set1(float a)
 {

@@ -20,7 +20,8 @@
  * with zeros, and v_sum adds the lanes. Products of at most NARROW float32 columns, such as the
  * second factor of a low-rank change, would spend their time in v_sum: there a lane is a row
  * instead and adds its terms in order. FLOAT_ROWS x FLOAT_SIDE outputs are computed side by side,
- * but nothing of that can be seen in a result: every output has its own accumulator.
+ * but nothing of that can be seen in a result: every output has its own accumulator. A level that
+ * defines CR_WIDENS widens so many columns of bfloat16 tokens, at most, before products with rows.
  */
 #ifndef CR_VECTOR_H
 #define CR_VECTOR_H
@@ -61,10 +62,10 @@ struct floats {
 };
 
 /* acc[r][t] += w[r] x[t] at column i; `part` columns, or LANES when it is 0. */
-INLINE void float_step(enum cr_type type, int R, int T, vf acc[FLOAT_ROWS][FLOAT_SIDE],
-                       const struct floats *f, size_t i, size_t part)
+INLINE void float_step(enum cr_type type, enum cr_type x_type, int R, int T,
+                       vf acc[FLOAT_ROWS][FLOAT_SIDE], const struct floats *f, size_t i,
+                       size_t part)
 {
-    const enum cr_type x_type = type == CR_BF16 ? CR_BF16 : CR_F32;
     const size_t size = type == CR_F32 ? 4 : 2, x_size = x_type == CR_F32 ? 4 : 2;
     vf x[FLOAT_SIDE];
     UNROLL for (int t = 0; t < T; t++)
@@ -86,7 +87,7 @@ INLINE void float_step(enum cr_type type, int R, int T, vf acc[FLOAT_ROWS][FLOAT
 }
 
 /* R rows (1 or 4) by T tokens. */
-INLINE void float_tile(enum cr_type type, int R, int T, const struct floats *f)
+INLINE void float_tile(enum cr_type type, enum cr_type x_type, int R, int T, const struct floats *f)
 {
     vf acc[FLOAT_ROWS][FLOAT_SIDE];
     size_t i = 0;
@@ -98,9 +99,9 @@ INLINE void float_tile(enum cr_type type, int R, int T, const struct floats *f)
         }
     }
     for (; f->n - i >= LANES; i += LANES)
-        float_step(type, R, T, acc, f, i, 0);
+        float_step(type, x_type, R, T, acc, f, i, 0);
     if (i < f->n)
-        float_step(type, R, T, acc, f, i, f->n - i);
+        float_step(type, x_type, R, T, acc, f, i, f->n - i);
     if (R == 4) {
         v_sum_tile(f->y, f->ldy, T, acc);
         return;
@@ -112,14 +113,14 @@ INLINE void float_tile(enum cr_type type, int R, int T, const struct floats *f)
 }
 
 /* All rows by T tokens. */
-INLINE void float_rows(enum cr_type type, int T, struct floats f, size_t rows)
+INLINE void float_rows(enum cr_type type, enum cr_type x_type, int T, struct floats f, size_t rows)
 {
     for (size_t r = 0, step; r < rows; r += step) {
         step = rows - r >= FLOAT_ROWS ? FLOAT_ROWS : 1;
         if (step == FLOAT_ROWS)
-            float_tile(type, FLOAT_ROWS, T, &f);
+            float_tile(type, x_type, FLOAT_ROWS, T, &f);
         else
-            float_tile(type, 1, T, &f);
+            float_tile(type, x_type, 1, T, &f);
         f.w += step * f.row_bytes;
         f.y += step;
     }
@@ -196,6 +197,21 @@ static void matmul_narrow(struct floats all, size_t rows, size_t n_tok)
     }
 }
 
+INLINE void dequantize_halves(enum cr_type type, float *dst, const uint8_t *p, size_t n);
+
+#if defined(CR_WIDENS)
+/* FLOAT_SIDE tokens in bfloat16, widened once for all rows: else that is half of the work. */
+INLINE void widened_rows(struct floats f, size_t rows)
+{
+    float x[FLOAT_SIDE * CR_WIDENS];
+    for (size_t t = 0; t < FLOAT_SIDE; t++)
+        dequantize_halves(CR_BF16, x + t * f.n, f.x + t * f.x_bytes, f.n);
+    f.x = (const void *)x;
+    f.x_bytes = f.n * sizeof *x;
+    float_rows(CR_BF16, CR_F32, FLOAT_SIDE, f, rows);
+}
+#endif
+
 /* A few tokens stay in the first-level cache while they meet the rows of a pass, which stay in the
  * second. */
 INLINE void matmul_floats(enum cr_type type, float *y, size_t ldy, const void *w, size_t row_bytes,
@@ -207,6 +223,7 @@ INLINE void matmul_floats(enum cr_type type, float *y, size_t ldy, const void *w
         matmul_narrow(f, rows, n_tok);
         return;
     }
+    const enum cr_type x_type = type == CR_BF16 ? CR_BF16 : CR_F32;
     const size_t pass = rows_in_pass(row_bytes);
     for (size_t r = 0; r < rows; r += pass) {
         const size_t some = rows - r < pass ? rows - r : pass;
@@ -215,12 +232,18 @@ INLINE void matmul_floats(enum cr_type type, float *y, size_t ldy, const void *w
             f.x = (const uint8_t *)x + t * x_bytes;
             f.y = y + t * ldy + r;
             step = n_tok - t >= FLOAT_SIDE ? FLOAT_SIDE : n_tok - t >= 2 ? 2 : 1;
+#if defined(CR_WIDENS)
+            if (type == CR_BF16 && step == FLOAT_SIDE && n <= CR_WIDENS) {
+                widened_rows(f, some);
+                continue;
+            }
+#endif
             if (step == FLOAT_SIDE)
-                float_rows(type, FLOAT_SIDE, f, some);
+                float_rows(type, x_type, FLOAT_SIDE, f, some);
             else if (step == 2)
-                float_rows(type, 2, f, some);
+                float_rows(type, x_type, 2, f, some);
             else
-                float_rows(type, 1, f, some);
+                float_rows(type, x_type, 1, f, some);
         }
     }
 }
@@ -538,8 +561,8 @@ INLINE void mix_columns(int C, int T, const struct attention *a, size_t i)
 INLINE void mix_heads(int T, const struct attention *a)
 {
     size_t i = 0;
-    for (; a->d - i >= 4 * LANES; i += 4 * LANES)
-        mix_columns(4, T, a, i);
+    for (; a->d - i >= MIX_COLUMNS * LANES; i += MIX_COLUMNS * LANES)
+        mix_columns(MIX_COLUMNS, T, a, i);
     for (; a->d - i >= 2 * LANES; i += 2 * LANES)
         mix_columns(2, T, a, i);
     for (; a->d - i >= LANES; i += LANES)
