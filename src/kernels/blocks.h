@@ -82,8 +82,12 @@ INLINE void side_by_side(enum cr_type type, int T, const struct job *j, size_t t
         size_t ahead = 0; /* rows of the next panel that are on their way */
         for (size_t b = 0; b < j->n_groups; b += groups, w += j->block_size) {
             struct tile tile[MAX_GROUPS];
-            for (; ahead < LANES && ahead <= b; ahead++)
+            for (; j->n_tok > 1 && ahead < LANES && ahead <= b; ahead++)
                 prefetch(next + ahead * j->row_bytes, n_blocks * j->block_size);
+            if (j->n_tok == 1) { /* whole rows: as much of the next panel as of this one */
+                prefetch(next, LANES * j->block_size);
+                next += LANES * j->block_size;
+            }
             load_tiles(type, tile, w, j->row_bytes);
             for (size_t i = 0; i < groups; i++)
                 multiply(type, T, acc, &tile[i], x, sums, b + i);
@@ -190,8 +194,10 @@ INLINE void matmul_blocks(enum cr_type type, float *y, size_t ldy, const uint8_t
     j.block_size = cr_type_info(type)->block_size;
     for (size_t t = 0; n_groups == 0 && t < n_tok; t++)
         memset(y + t * ldy, 0, rows * sizeof *y);
-    for (size_t b = 0; b < n_groups; b += PANEL) {
-        j.n_groups = n_groups - b < PANEL ? n_groups - b : PANEL;
+    /* A token alone has no panel of tiles, and room for the sums of as many as a pass has. */
+    const size_t most = n_tok == 1 ? PASS * PANEL : PANEL;
+    for (size_t b = 0; b < n_groups; b += most) {
+        j.n_groups = n_groups - b < most ? n_groups - b : most;
         j.more = b > 0;
         j.w = w + b / (size_t)groups_of(type) * j.block_size;
         for (size_t t = 0; t < n_tok; t += PASS) {
