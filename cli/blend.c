@@ -31,6 +31,7 @@ enum {
     MIN_LABELLED = 4, /* fewer answers are not split: there would be nothing to measure with */
     MAX_HELD_OUT = 200,
     MIN_HELD_OUT_WORKED = 4, /* fewer say nothing about worked examples (docs/evidence.md) */
+    WORKED_IF_TRAINED = 8,   /* tried where the pool was trained with some, unless told */
 };
 
 struct blend {
@@ -289,8 +290,10 @@ static bool keeps_blend(const struct blend *b)
 static enum cr_status choose_worked(struct blend *b)
 {
     size_t half = (size_t)cr_model_info(b->setup.model)->n_ctx_train / 2;
-    b->n_worked = cr_palette_take_worked(b->used, b->n_used,
-                                         (size_t)cr_arg_int(b->a, CR_OPT_WORKED), b->worked);
+    int most = b->pool->worked && !cr_arg_given(b->a, CR_OPT_WORKED)
+                   ? WORKED_IF_TRAINED
+                   : cr_arg_int(b->a, CR_OPT_WORKED);
+    b->n_worked = cr_palette_take_worked(b->used, b->n_used, (size_t)most, b->worked);
     enum cr_status st =
         cr_worked_init(&b->worked_ids, b->setup.model, b->worked, b->n_worked, &b->err);
     while (!st && b->n_worked && b->worked_ids.ids.n > half) {
@@ -310,7 +313,9 @@ static enum cr_status measure_worked(struct blend *b)
     enum cr_status st = choose_worked(b);
     if (st || !b->n_worked)
         return st;
-    const cr_delta *delta = b->tuning_helps ? b->tuned.delta : b->delta;
+    /* steps in chains are meant for use behind examples, whatever they are worth alone */
+    bool tuned = b->tuning_helps || (b->tuned.pool && b->pool->worked);
+    const cr_delta *delta = tuned ? b->tuned.delta : b->delta;
     st = cr_scorer_new(&scorer, b->setup.model, &b->worked_ids, b->held, b->n_held, &b->err);
     if (!st)
         st = measure_one(b, scorer, &b->worked_ids, delta, "worked examples", &b->worked_blend);
@@ -323,6 +328,8 @@ static enum cr_status measure_worked(struct blend *b)
     b->on_base = b->worked_base.accuracy > b->worked_blend.accuracy;
     b->worked_helps = (b->on_base ? &b->worked_base : &b->worked_blend)->accuracy >
                       (b->helps ? kept(b) : &b->before)->accuracy;
+    if (b->worked_helps && !b->on_base)
+        b->tuning_helps = tuned;
     return CR_OK;
 }
 

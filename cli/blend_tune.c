@@ -109,8 +109,11 @@ enum cr_status cr_tuned_make(struct cr_tuned *t, const struct cr_args *a, cr_mod
     cr_trainer *trainer = NULL;
     struct cr_train_options o = cr_train_options_default();
     cr_fit_options(&o, pool, blend);
-    o.steps = cr_arg_int(a, CR_OPT_STEPS);
-    o.lr = (float)cr_arg_real(a, CR_OPT_LR);
+    /* short and quick where rows stand alone; in chains gentle steps are as good and forget less */
+    if (!pool->worked || cr_arg_given(a, CR_OPT_STEPS))
+        o.steps = cr_arg_int(a, CR_OPT_STEPS);
+    if (!pool->worked || cr_arg_given(a, CR_OPT_LR))
+        o.lr = (float)cr_arg_real(a, CR_OPT_LR);
     o.seed = cr_arg_seed(a, CR_OPT_SEED);
     o.name = cr_arg_text(a, CR_OPT_NAME);
     o.examples = e;

@@ -209,6 +209,7 @@ static void pool_facts(struct cr_facts *f, const cr_gguf *g)
     fact_kv_f32(f, g, "crayon.pool.alpha", "alpha");
     fact_kv_str(f, g, "crayon.pool.base_hash", "base_hash");
     fact_kv_u32(f, g, "crayon.pool.steps", "steps");
+    fact_kv_u32(f, g, "crayon.pool.worked", "worked_examples");
     fact_kv_f32(f, g, "crayon.pool.loss", "loss");
     fact_kv_str(f, g, "crayon.pool.command", "command");
     index_facts(f, g);

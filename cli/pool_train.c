@@ -250,6 +250,8 @@ static enum cr_status start_of(const struct cr_args *a, cr_model *m, struct cr_t
         o->alpha = given.alpha;
     if (cr_arg_given(a, CR_OPT_STEPS) || cr_arg_given(a, CR_OPT_EPOCHS))
         o->steps = given.steps;
+    if (cr_arg_given(a, CR_OPT_WORKED))
+        o->worked = given.worked;
     if (cr_arg_given(a, CR_OPT_LR))
         o->lr = given.lr;
     if (cr_arg_given(a, CR_OPT_WARM_UP))

@@ -105,7 +105,8 @@ const struct cr_option cr_options[] = {
            "share of the lines with answers that is kept to measure before and after; 0: none"),
     NUMBER(WORKED, BLEND, INPUT, 0, "worked", INT, 0, "N", "5", 0, 16,
            "try up to N of the examples, worked, in front of each question; the palette keeps them "
-           "where more of at least 4 held-out lines are right; 0: none"),
+           "where more of at least 4 held-out lines are right; 0: none; 8 unless given with a pool "
+           "trained with --worked"),
     VALUE(SEED, BLEND, INPUT, 0, "seed", SEED, 0, "S", "1",
           "of the split into examples and held-out lines, and of refine"),
     VALUE(TASKS, POOL_TRAIN, INPUT, 0, "tasks", FILE, CR_OF_MANY, "FILE|DIR", NULL,
@@ -182,9 +183,11 @@ const struct cr_option cr_options[] = {
           "how far to go: instant (no model run), measured (middle view), refined (labels), tuned "
           "(gradient steps on the blend); without it what the examples allow, never tuned"),
     NUMBER(STEPS, BLEND, BLEND, 0, "steps", INT, 0, "N", "4", 1, 1000,
-           "gradient steps of the level tuned, each over all examples"),
+           "gradient steps of the level tuned, each over all examples; 8 unless given with a pool "
+           "trained with --worked"),
     NUMBER(LR, BLEND, BLEND, 0, "lr", REAL, 0, "R", "0.001", 0, 10,
-           "learning rate of the level tuned"),
+           "learning rate of the level tuned; 0.0003 unless given with a pool trained with "
+           "--worked"),
     VALUE(SOLVER, BLEND, BLEND, 0, "solver", CHOICE, 0,
           "uniform|softmax|meanw|simplex|knn|nearest|mean|pick|refine", NULL, "this solver alone"),
     VALUE(VIEW, BLEND, BLEND, 0, "view", CHOICE, 0, "qx|middle", NULL,

@@ -14,7 +14,9 @@ ROWS = {
     "N r": ("lora-nr", "one LoRA"), "r": ("lora-r", "one LoRA"), "8 gentle steps": ("lib", "REFINE + gradient lr 0.0003 steps 8"),
     "4 steps": ("lib", "REFINE + gradient lr 0.001 steps 4"), "r + 4 steps": ("lora-r", "one LoRA + gradient lr 0.001 steps 4"),
     "worked": ("wgen", "REFINE 32 averaged with PICK, 8 in front"), "worked N r": ("wlora-nr", "one LoRA, 8 in front"),
-    "worked r": ("wlora-r", "one LoRA, 8 in front"),
+    "worked r": ("wlora-r", "one LoRA, 8 in front"), "worked r + 8 steps": ("wlora-r", "one LoRA + gradient lr 0.0003 steps 8, 8 in front"),
+    "worked library": ("wlib", "REFINE 32 averaged with PICK, 8 in front"), "the same alone": ("wlib", "REFINE 32 averaged with PICK"),
+    "worked + 8 steps": ("wlib", "REFINE + gradient lr 0.0003 steps 8, 8 in front"),
 }
 SMALL = {**ROWS, "4 steps": ("lib", "blend + gradient lr 0.001 steps 4")}
 
@@ -76,6 +78,9 @@ def table(res):
     plans += [("the same, or REFINE with 5 examples in the prompt", ["REFINE", "4 steps", "REFINE 5-shot"], k, 0) for k in (8, 16)]
     plans += [("the same as `--level tuned`, or the pool trained with worked examples and 8 in front", ["REFINE", "4 steps", "worked"], k, 0) for k in (8, 16)]
     plans += [("control: one LoRA r, or the anchor", ["r", "r + 4 steps"], k, 0) for k in (8, 16)]
+    plans += [("one pool trained with worked examples: 8 gentle steps with 8 in front, or its blend alone", ["worked + 8 steps", "the same alone"], k, 0) for k in (8, 16)]
+    plans += [("those steps, or REFINE of the pool trained without", ["worked + 8 steps", "REFINE"], k, 0) for k in (8, 16)]
+    plans += [("control: the same steps from one LoRA r trained alike, or one LoRA r", ["worked r + 8 steps", "r"], k, 0) for k in (8, 16)]
     out = ["| kept, or taken instead | K | validation | unseen | MMLU | both | both, against N r | both, against base 5-shot | pool | pool, against N r |", "|" + "---|" * 10]
     for label, names, k, margin in plans:
         if names is None:
@@ -96,7 +101,8 @@ def pairs(res):
     c = Chooser(res)
     out = ["| ours | control | K | unseen and MMLU | unseen | pool |", "|" + "---|" * 6]
     for ours, control in ((["REFINE", "REFINE 5-shot", "base 5-shot"], ["N r", "base 5-shot"]), (["REFINE", "REFINE 5-shot", "base 5-shot"], ["r", "base 5-shot"]),
-                          (["REFINE", "4 steps"], ["r", "r + 4 steps"]), (["REFINE", "4 steps"], ["r + 4 steps"])):
+                          (["REFINE", "4 steps"], ["r", "r + 4 steps"]), (["REFINE", "4 steps"], ["r + 4 steps"]),
+                          (["worked + 8 steps", "REFINE"], ["r + 4 steps"]), (["worked + 8 steps", "REFINE"], ["worked r + 8 steps", "r"])):
         for k in (8, 16):
             if all(n in c.cells for n in ours + control):
                 a, b = c.choose(ours, k), c.choose(control, k) if len(control) > 1 else c.mean(control[0])

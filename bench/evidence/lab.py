@@ -27,6 +27,7 @@ import torch
 
 import lab_solve as S
 from lab_data import GIVEN, TEST, TRAIN, Batches, Data, RowSet, embed
+from lab_memory import Memory
 from lab_model import LINEARS, TENSOR, Adapters, Base, forward, layer
 
 START = time.time()
@@ -101,6 +102,14 @@ class Lab:
             log("test rows with", n, "in front:", self.given_cache[key].tokens, "tokens")
         return self.given_cache[key]
 
+    def alone(self, seed, n=8):
+        """The users' examples as given_rows, right answers only."""
+        key = "alone", seed, n
+        if key not in self.given_cache:
+            rows, who = self.given_rows(seed, n)
+            self.given_cache[key] = RowSet(self.data, rows.idx, self.base, right_only=True), who
+        return self.given_cache[key]
+
     def halves(self, seed, n=8, tasks=None, **more):
         """The users' examples as given_rows, each half with the other in front."""
         key = ("halves", seed, n, None if tasks is None else tuple(tasks), *more)
@@ -137,13 +146,34 @@ class Job:
 
     def weighted(self, name, w, begin, form=None, keep=False, by_row=False, **more):
         """Scores weights [tasks, n], or by test row; also with worked examples in front, where the job asks for it."""
-        lab = self.lab
+        lab, form = self.lab, form or self.form
         for n in [] if by_row else self.spec.get("front", []):
-            self.record("%s, %d in front" % (name, n), lab.with_front(self.seed, n).score(form or self.form, self.ad, w[lab.test_task], self.pool.scale), time.time())
-        score = lab.test.score(form or self.form, self.ad, w if by_row else w[lab.test_task], self.pool.scale)
+            self.in_front(name, n, form, w)
+        if not by_row and name in self.spec.get("memory", []):
+            self.memory(name, lab.alone(self.seed, self.shots), lab.test, form, w)
+        score = lab.test.score(form, self.ad, w if by_row else w[lab.test_task], self.pool.scale)
         if keep:
             self.out_scores[name] = lab.test.option_scores()
         self.record(name, score, begin, **more)
+
+    def in_front(self, name, n, form, w):
+        """A row with worked examples in front. w: weights [tasks, n] or None."""
+        lab, name = self.lab, "%s, %d in front" % (name, n)
+        self.record(name, lab.with_front(self.seed, n).score(form, self.ad, None if w is None else w[lab.test_task], self.scale()), time.time())
+        if name in self.spec.get("memory", []):
+            self.memory(name, lab.halves(self.seed, n, right_only=True), lab.with_front(self.seed, n), form, w)
+
+    def memory(self, name, given, test, form, w):
+        """The same with a memory of the user's examples. given: (RowSet, task number per row)."""
+        lab, (rows, who), begin = self.lab, given, time.time()
+        weights = lambda at: None if w is None else w[at]
+        m = Memory(rows, who, rows.hidden(form, self.ad, weights(who), self.scale()))
+        hidden = test.hidden(form, self.ad, weights(lab.test_task), self.scale())
+        for label, add in m.variants():
+            self.record("%s, memory %s" % (name, label), test.score(hidden=hidden, add=Memory.by_task(add, lab.test_task)), begin)
+
+    def scale(self):
+        return self.pool.scale if self.ad else 1.0
 
     # ---- training ----
     def train(self):
@@ -167,7 +197,7 @@ class Job:
         files = [f for f in files if os.path.getsize(f) > 32]  # an empty .xz: a tiny set may have no task of one kind
         if spec.get("n_tasks"):
             files = [self.some_tasks(files, spec["n_tasks"])]
-        kind = {"library": ["library"], "centroid": ["centroid"], "lora": ["lora"], "clusters": ["centroid", "--form", "separate", "--hard"]}
+        kind = {"library": ["library", "--form", spec.get("form", "shared")], "centroid": ["centroid"], "lora": ["lora"], "clusters": ["centroid", "--form", "separate", "--hard"]}
         command = [args.crayon, "pool", "train", "-m", args.model, "--kind", *kind[self.kind], "--n", str(self.n),
                    "--rank", str(spec.get("rank", 8)), "--lr", "%g" % spec["lr"], "--seed", str(self.seed),
                    "--epochs", str(spec.get("epochs", 2)), "--checkpoint-seconds", "-1", "--json", "--quiet", "-o", path]
@@ -374,7 +404,10 @@ class Job:
         self.result["group"] = {lab.data.names[t]: lab.data.groups[lab.data.group[t]] for t in lab.tasks}
         for s in self.spec.get("seeds", [1]):
             for n in self.spec.get("front", [5]):
-                self.record("base %d-shot seed %d" % (n, s), lab.with_front(s, n).score(), time.time())
+                name = "base %d-shot seed %d" % (n, s)
+                self.record(name, lab.with_front(s, n).score(), time.time())
+                if self.spec.get("memory"):
+                    self.memory(name, lab.halves(s, n, right_only=True), lab.with_front(s, n), None, None)
         if not self.spec.get("front"):
             self.scope()
 
@@ -449,14 +482,16 @@ class Job:
         if self.spec.get("anchor"):
             full = lambda at: {n: (self.pool.a[n][None].expand(len(at), -1, -1, -1), self.pool.b[n][None].expand(len(at), -1, -1, -1)) for n in LINEARS}
             clone = lambda at: {n: tuple(x.clone() for x in v) for n, v in full(at).items()}
-            for front in (0, *self.spec.get("anchor_front", [])):
+            for front in self.spec.get("anchor_front", [0]):
                 self.anchor("one LoRA + gradient", clone, self.spec["rank"] * self.n if groups == 0 else groups * self.pool.rank,
                             [(lr, tuple(m)) for lr, m in self.spec["anchor"]], seed, self.spec.get("anchor_groups", ("validation", "unseen", "mmlu", "pool")), front)
 
     def weighted_plain(self, name, begin):
         lab = self.lab
         for n in self.spec.get("front", []):
-            self.record("%s, %d in front" % (name, n), lab.with_front(self.seed, n).score("plain", self.ad, None, self.pool.scale), time.time())
+            self.in_front(name, n, "plain", None)
+        if name in self.spec.get("memory", []):
+            self.memory(name, lab.alone(self.seed, self.shots), lab.test, "plain", None)
         score = lab.test.score("plain", self.ad, None, self.pool.scale)
         self.out_scores[name] = lab.test.option_scores()
         self.record(name, score, begin)

@@ -85,12 +85,16 @@ class RowSet:
         return len(self.idx)
 
     @torch.no_grad()
-    def score(self, form=None, ad=None, w=None, scale=2.0, fn=None):
-        """Per row (correct, loss, nll) as numpy. w: weights by row [n_rows, n] or None."""
+    def hidden(self, form=None, ad=None, w=None, scale=2.0):
+        """Per part the last hidden states of its entries. w: weights by row [n_rows, n] or None."""
+        return [p.run(form, ad, None if w is None else w[p.mine_dev], scale) for p in self.parts]
+
+    @torch.no_grad()
+    def score(self, form=None, ad=None, w=None, scale=2.0, hidden=None, add=None):
+        """Per row (correct, loss, nll) as numpy. hidden: of this set, if there already; add: see Part.logprobs."""
         out = torch.zeros(3, len(self.idx), device=self.base.device)
-        self.sums = [None] * len(self.idx)
-        for p in self.parts:
-            lp, greedy = p.run(form, ad, None if w is None else w[p.mine_dev], scale)
+        for p, x in zip(self.parts, hidden or self.hidden(form, ad, w, scale)):
+            lp, greedy = p.logprobs(x, slice(0, len(x)), add)
             out[:, p.mine_dev] = p.measure(lp, greedy)
             p.last = p.option_sums(lp)
         return out.cpu().numpy()
@@ -130,6 +134,7 @@ class Part:
         self.length = torch.zeros(lines.n_options + 1, device=dev).index_add_(
             0, self.owner, torch.ones(len(self.owner), device=dev))
         self.line_of = put(np.array([k for k, _ in lines.place]))
+        self.row_of_entry = put(np.array(lines.row_of_option))[self.owner]
 
     def chunk(self, a, b, form, ad, w, scale, upto=None):
         row = self.row[a:b]
@@ -140,13 +145,20 @@ class Part:
         s = self.lines.s
         return slice(int(np.searchsorted(self.src_np, a * s)), int(np.searchsorted(self.src_np, b * s)))
 
-    def logprobs(self, h, a, e):
-        """(log-probability, is it the argmax) of the entries e of a chunk that begins at line a."""
+    def at(self, h, a, e):
+        """Of the hidden states of a chunk that begins at line a, those of the entries e."""
+        return h.flatten(0, 1)[self.src[e] - a * self.lines.s]
+
+    def logprobs(self, x, e, add=None):
+        """(log-probability, is it the argmax) of the entries e, whose hidden states are x. add(part, entries, x, logits)
+        returns other logits."""
         out, hit = [], []
-        flat = h.flatten(0, 1)
         for i in range(e.start, e.stop, 8192):
             k = slice(i, min(i + 8192, e.stop))
-            logits = (flat[self.src[k] - a * self.lines.s] @ self.base.head.T).float()
+            mine = x[i - e.start:k.stop - e.start]
+            logits = (mine @ self.base.head.T).float()
+            if add is not None:
+                logits = add(self, k, mine.float(), logits)
             t = logits.gather(1, self.target[k, None])[:, 0]
             out.append(t - logits.logsumexp(1))
             hit.append(t >= logits.max(1).values)
@@ -156,15 +168,13 @@ class Part:
         return max(1, (65536 if str(self.base.device).startswith("cuda") else 8192) // self.lines.s)
 
     def run(self, form, ad, w, scale):
-        lp, hit, step = [], [], self.per_call()
+        out, step = [], self.per_call()
         for a in range(0, self.lines.n, step):
             b = min(a + step, self.lines.n)
             e = self.entries(a, b)
             if e.stop > e.start:
-                x, y = self.logprobs(self.chunk(a, b, form, ad, w, scale), a, e)
-                lp.append(x)
-                hit.append(y)
-        return torch.cat(lp), torch.cat(hit)
+                out.append(self.at(self.chunk(a, b, form, ad, w, scale), a, e))
+        return torch.cat(out)
 
     def option_sums(self, lp, e=slice(None)):
         return torch.zeros(self.lines.n_options + 1, device=lp.device).index_add(0, self.owner[e], lp)

@@ -97,7 +97,7 @@ class Losses:
                 if e.stop == e.start:
                     continue
                 h = p.chunk(a, b, self.form, self.ad, w[self.who[p.mine_dev]], self.scale)
-                loss = p.losses(p.option_sums(p.logprobs(h, a, e)[0], e), rows)[int(nll)]
+                loss = p.losses(p.option_sums(p.logprobs(p.at(h, a, e), e)[0], e), rows)[int(nll)]
                 t = self.who[p.mine_dev[rows]]
                 total.index_add_(0, t, (loss / count[t]).detach())
                 (loss / count[t]).sum().backward()
@@ -180,7 +180,7 @@ class TaskAdapters:
                 a, b = t * per, u * per
                 e, mine = part.entries(a, b), torch.nonzero((group >= t) & (group < u))[:, 0]
                 h = part.chunk(a, b, "task", self.ad(slice(t, u)), None, self.scale)
-                _, nll, _ = part.losses(part.option_sums(part.logprobs(h, a, e)[0], e), mine)
+                _, nll, _ = part.losses(part.option_sums(part.logprobs(part.at(h, a, e), e)[0], e), mine)
                 (nll / count[group[mine]]).sum().backward()
             # clip each task's own gradient at 1
             norm = sum((x.grad.flatten(1).pow(2).sum(1) for x in params)).sqrt()
@@ -201,7 +201,7 @@ class TaskAdapters:
             u = min(t + tasks_a_call, len(part.lines.groups))
             e = part.entries(t * per, u * per)
             h = part.chunk(t * per, u * per, "task", self.ad(slice(t, u)), None, self.scale)
-            out.append(part.logprobs(h, t * per, e))
+            out.append(part.logprobs(part.at(h, t * per, e), e))
         m = part.measure(torch.cat([x for x, _ in out]), torch.cat([y for _, y in out]))
         full = torch.zeros(3, len(rows), device=m.device)
         full[:, part.mine_dev] = m

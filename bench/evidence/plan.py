@@ -21,8 +21,8 @@ ROWS = {  # kind: (label, rows that choose its learning rate)
 def small():
     job = lambda name, kind, **more: {"name": name, "kind": kind, "rank": 4, "n": 1, "seed": 1, "lr": 2e-3, "steps": 4, "light": True, **more}
     return [{"name": "base", "kind": "base", "seeds": [1]}, job("lora-r-seed1", "lora"), job("lora-nr-seed1", "lora", rank=16),
-            job("lib-seed1", "library", n=4, evals=[4]), job("wlora-r-seed1", "lora", worked=3, alone=0.5, front=[2]),
-            job("wlib-seed1", "library", n=4, evals=[4], worked=3, front=[2])]
+            job("lib-seed1", "library", n=4, evals=[4]), job("wlora-r-seed1", "lora", worked=3, alone=0.5, front=[2], memory=["one LoRA", "one LoRA, 2 in front"]),
+            job("wlib-seed1", "library", n=4, evals=[4], worked=3, front=[2], memory=["PICK, 2 in front"])]
 
 
 def worked(job, big):
@@ -41,11 +41,21 @@ def worked(job, big):
             more = {"lr_from": label, "lr_row": rows.get(kind, ["one LoRA", "one LoRA, 8 in front"]), "front": [8], "evals": [32], "seed": seed, "light": big}
             if not big:
                 more.update({"groups": 16, "sigmas": [0.1]} if kind == "lora N" else
-                            {"in_context": True, "anchor": [[1e-3, [4]]], "anchor_front": [8], "anchor_from": ["REFINE + gradient"]})
-            if kind != "library" or seed == 1:
-                job(kind, f"{label}-seed{seed}", **more)
+                            {"in_context": True, "anchor": [[1e-3, [4]]], "anchor_front": [0, 8] if kind == "lora 1" else [8], "anchor_from": ["REFINE + gradient"]})
             if kind == "library" and big:
                 job(kind, f"wgen-seed{seed}", **more, general=0.5)
+            if big:  # a memory of the examples; gradient steps with them in front, but not at rank 256
+                row = "REFINE 32 averaged with PICK" if kind == "library" else "one LoRA"
+                more["memory"] = [row, row + ", 8 in front"]
+                if kind != "lora N":
+                    more.update(anchor=[[1e-3, [4]], [3e-4, [4, 8]]], anchor_from=[], anchor_front=[8], light=kind == "library")
+            job(kind, f"{label}-seed{seed}", **more)
+    if big:  # more adapters, more epochs
+        rest = {"worked": 8, "front": [8], "light": True, "evals": [32]}
+        for n in (64, 128):
+            job("library", f"wlib-n{n}", **rest, lr=rates["library"], n=n)
+        for kind in rates:
+            job(kind, f"w{ROWS[kind][0]}-e4", **rest, lr=rates[kind], epochs=4)
 
 
 def main(model):
@@ -89,11 +99,18 @@ def main(model):
             jobs.append({"name": "base", "kind": "base", "seeds": [1, 2, 3]})
     ablation = lambda name, **more: job("library", name, **{"lr_from": "library", "lr_row": ROWS["library"][1], "evals": [32], "light": True, **more})
     ablation("lib-clear", tasks="clear", keep_pool=True, n=16)
-    for k in (8, 16, 64) if big else (4, 8, 32, 64):
+    for k in (8, 16, 64, 128) if big else (4, 8, 32, 64):
         ablation(f"abl-n{k}", n=k)
+    if big:
+        for r in (4, 16, 32):
+            ablation(f"abl-r{r}", rank=r)
+        ablation("abl-separate", form="separate", n=8)
+        ablation("abl-e4", epochs=4)
+        job("lora N", "abl-lora-nr-e4", lr_from="lora N", lr_row=["one LoRA"], epochs=4, light=True)
+        job("lora 1", "abl-lora-r-e4", lr_from="lora 1", lr_row=["one LoRA"], epochs=4, light=True)
     worked(job, big)
     if big:
-        jobs.append({"name": "wbase", "kind": "base", "seeds": [1, 2, 3], "front": [5, 8]})
+        jobs.append({"name": "wbase", "kind": "base", "seeds": [1, 2, 3], "front": [5, 8], "memory": True})
     json.dump(jobs, sys.stdout, indent=0)
 
 

@@ -262,7 +262,9 @@ def list_table(res, first, entries):
 FRONT = ", 8 in front"
 WORKED = [  # label, rank at run time, job, row
     ("base", "-", "wbase", "base 8-shot"), ("one LoRA, r", "8", "wlora-r", "one LoRA"), ("one LoRA, N r", "256", "wlora-nr", "one LoRA"),
+    ("one LoRA, r, 8 gentle steps", "8", "wlora-r", "one LoRA + gradient lr 0.0003 steps 8"),
     ("library: KNN", "8", "wlib", "KNN middle"), ("library: PICK", "8", "wlib", "PICK"), ("library: REFINE, averaged with PICK", "8", "wlib", "REFINE 32 averaged with PICK"),
+    ("library: REFINE + 8 gentle steps", "8", "wlib", "REFINE + gradient lr 0.0003 steps 8"),
     ("library with general weights: those", "8", "wgen", "GENERAL"), ("the same: KNN", "8", "wgen", "KNN middle"), ("the same: PICK", "8", "wgen", "PICK"),
     ("the same: REFINE", "8", "wgen", "REFINE 32"), ("the same: REFINE, averaged with PICK", "8", "wgen", "REFINE 32 averaged with PICK"),
 ]
@@ -281,11 +283,33 @@ def worked_table(res):
             a, plain, n = res.accuracy([("wbase", "%s seed %d" % (row, s)) for s in (1, 2, 3)]), res.accuracy([("wbase", "base")]), 3
         else:
             a, n = ref(job, row + FRONT), len(res.seeds(job))
-            plain = ref(job, row)
-        m, p = ([res.macro(x, g)[0] for g in ("validation", "unseen", "mmlu", "unseen + mmlu", "pool")] for x in (a, plain))
+            plain = ref(job, row) if row in res.jobs[job + "-seed1"]["rows"] else None
+        m, p = ([res.macro(x, g)[0] for g in ("validation", "unseen", "mmlu", "unseen + mmlu", "pool")] if x else [] for x in (a, plain))
+        cell = lambda k: "%.1f (%.1f)" % (m[k], p[k]) if p else "%.1f" % m[k]
         out.append("| %s | %d | %s | %s | %s | %s | %.0f %% | %s | %s |" % (
-            label, n, rank, " | ".join("%.1f (%.1f)" % x for x in zip(m[:4], p[:4])), diff(a, old, "unseen + mmlu"), diff(a, alike, "unseen + mmlu"),
-            100 * (m[3] - low) / (high - low), "%.1f (%.1f)" % (m[4], p[4]), diff(a, alike, "pool")))
+            label, n, rank, " | ".join(map(cell, range(4))), diff(a, old, "unseen + mmlu"), diff(a, alike, "unseen + mmlu"),
+            100 * (m[3] - low) / (high - low), cell(4), diff(a, alike, "pool")))
+    return "\n".join(out)
+
+
+def memory_table(res):
+    """Rows with and without a memory of the examples (lab_memory.py); its variant is the best by validation."""
+    out = ["| row | memory | validation | unseen | MMLU | pool | unseen and MMLU, against without | pool, against without |", "|" + "---|" * 8]
+    diff = lambda a, b, g: (lambda x, y: "%+.1f [%+.1f, %+.1f]" % (x[0] - y[0], *interval(x[1] - y[1])))(res.macro(a, g), res.macro(b, g))
+    for label, job, row in (("base, 8 in front", "wbase", "base 8-shot"), ("one LoRA, r", "wlora-r", "one LoRA"), ("one LoRA, r" + FRONT, "wlora-r", "one LoRA" + FRONT),
+                            ("one LoRA, N r", "wlora-nr", "one LoRA"), ("one LoRA, N r" + FRONT, "wlora-nr", "one LoRA" + FRONT),
+                            ("library: REFINE, averaged with PICK", "wlib", "REFINE 32 averaged with PICK"), ("library: the same" + FRONT, "wlib", "REFINE 32 averaged with PICK" + FRONT)):
+        cells = lambda end: [("wbase", "%s seed %d%s" % (row, s, end)) for s in (1, 2, 3)] if job == "wbase" else [(j, row + end) for j in res.seeds(job)]
+        first, name = cells("")[0]
+        ends = [r[len(name):] for r in res.jobs[first]["rows"] if r.startswith(name + ", memory")]
+        if not ends:
+            continue
+        score = {e: res.macro(res.accuracy(cells(e)), "validation")[0] for e in ends}
+        best, plain = max(ends, key=score.get), res.accuracy(cells(""))
+        for e in ("", best):
+            a = res.accuracy(cells(e))
+            m = " | ".join("%.1f" % res.macro(a, g)[0] for g in ("validation", "unseen", "mmlu", "pool"))
+            out.append("| %s | %s | %s | %s | %s |" % (label, e[9:] or "-", m, diff(a, plain, "unseen + mmlu") if e else "", diff(a, plain, "pool") if e else ""))
     return "\n".join(out)
 
 
@@ -366,13 +390,18 @@ def main(folder, page):
         "smollm2": main_table(big, docs + "/evidence-smollm2.svg", "SmolLM2-135M-Instruct"), "15m": main_table(small, docs + "/evidence-15m.svg", "crayon-15m"),
         "smollm2 unseen": unseen_table(big), "15m unseen": unseen_table(small), "smollm2 worst": worst_table(big), "15m worst": worst_table(small),
         "smollm2 rates": rates_table(big), "15m rates": rates_table(small), "smollm2 training": training_table(big),
-        "smollm2 sizes": list_table(big, "pool", sizes((8, 16, 32, 64), 32) + [("N = 16, tasks with clear licences only, PICK", "lib-clear", "PICK"), ("the same, REFINE", "lib-clear", "REFINE 32")]),
+        "smollm2 sizes": list_table(big, "pool", sizes((8, 16, 32, 64, 128), 32) + [("N = 16, tasks with clear licences only, PICK", "lib-clear", "PICK"), ("the same, REFINE", "lib-clear", "REFINE 32")]),
         "15m sizes": list_table(small, "pool", sizes((4, 8, 16, 32, 64), 16)),
         "smollm2 examples": list_table(big, "examples", many((1, 3))), "15m examples": list_table(small, "examples", many((1, 3, 5, 50))),
         "smollm2 robust": list_table(big, "examples", robust()), "15m robust": list_table(small, "examples", robust()),
         "smollm2 evals": list_table(big, "evaluations", evals()), "15m evals": list_table(small, "evaluations", evals()),
         "smollm2 gradient": list_table(big, "row", [(("library: " if j.startswith("lib") else "r: " if "-r-" in j else "N r: ") + r, j, r) for _, j, r in grads()]),
-        "smollm2 worked": worked_table(big), "smollm2 tries": tries_table(big), "15m tries": tries_table(small),
+        "smollm2 ranks": list_table(big, "pool", [("%s, %s" % (label, w), job, r) for label, job in (("rank 4", "abl-r4"), ("rank 8", "lib-seed1"), ("rank 16", "abl-r16"), ("rank 32", "abl-r32"),
+                                    ("SEPARATE, N = 8, rank 8 (64 at run time)", "abl-separate")) for w, r in (("PICK", "PICK"), ("REFINE", "REFINE 32"))]),
+        "smollm2 epochs": list_table(big, "trained for", [("%s epochs: %s%s" % (e, label, x), (w if x else {"lora-r": "abl-lora-r", "lora-nr": "abl-lora-nr", "lib": "abl"}[p] if j == "-e4" else p) + j, row + x) for x in ("", FRONT)
+                                     for label, p, w, row in (("one LoRA, r", "lora-r", "wlora-r", "one LoRA"), ("one LoRA, N r", "lora-nr", "wlora-nr", "one LoRA"),
+                                                              ("library: REFINE, averaged with PICK", "lib", "wlib", "REFINE 32 averaged with PICK")) for e, j in (("2", "-seed1"), ("4", "-e4"))]),
+        "smollm2 memory": memory_table(big), "smollm2 worked": worked_table(big), "smollm2 tries": tries_table(big), "15m tries": tries_table(small),
         "15m worked": list_table(small, "seed 1, trained with worked examples", [(l + w, j, r + x) for l, j, r in (
             ("one LoRA, r", "wlora-r-seed1", "one LoRA"), ("one LoRA, N r", "wlora-nr-seed1", "one LoRA"), ("library: REFINE", "wlib-seed1", "REFINE 32"),
             ("one LoRA, r, 4 steps", "wlora-r-seed1", "one LoRA + gradient lr 0.001 steps 4"), ("library: REFINE, 4 steps", "wlib-seed1", "REFINE + gradient lr 0.001 steps 4"),

@@ -58,7 +58,7 @@ struct cr_pool {
     bool target[CR_LIN_COUNT];
     char *path, *name, *base_hash, *command;
     /* how it was trained, 0 when not known; the loss is the last one reported */
-    uint32_t steps;
+    uint32_t steps, worked; /* worked: most worked examples in front of a row */
     uint64_t seed;
     float loss;
     char hash[65]; /* of an opened file: header and samples, like cr_model_hash; else "" */

@@ -150,6 +150,8 @@ static enum cr_status read_training(const cr_gguf *g, cr_pool *p, struct cr_erro
     if (status == CR_OK)
         status = cr_gguf_u32(g, "crayon.pool.steps", false, &p->steps, err);
     if (status == CR_OK || status == CR_NOT_FOUND)
+        status = cr_gguf_u32(g, "crayon.pool.worked", false, &p->worked, err);
+    if (status == CR_OK || status == CR_NOT_FOUND)
         status = cr_gguf_f32(g, "crayon.pool.loss", false, &p->loss, err);
     if (seed && seed->type == CR_GGUF_U64)
         memcpy(&p->seed, seed->data, sizeof p->seed);
@@ -556,6 +558,8 @@ static void put_keys(cr_gguf_writer *w, const cr_pool *p)
     cr_gguf_put_f32(w, "crayon.pool.alpha", p->alpha);
     cr_gguf_put_str(w, "crayon.pool.command", p->command);
     cr_gguf_put_u32(w, "crayon.pool.steps", p->steps);
+    if (p->worked)
+        cr_gguf_put_u32(w, "crayon.pool.worked", p->worked);
     cr_gguf_put_u64(w, "crayon.pool.seed", p->seed);
     cr_gguf_put_f32(w, "crayon.pool.loss", p->loss);
     if (p->kind == CR_POOL_CENTROID) {

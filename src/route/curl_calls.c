@@ -44,3 +44,24 @@ enum cr_status cr_curl_load(struct cr_error *err)
                                : cr_error_set(err, CR_INTERNAL, "libcurl does not start: %s",
                                               curl_easy_strerror(started));
 }
+
+bool cr_curl_guard(CURL *e, const char *url, const char *ca_file)
+{
+    int bad = 0;
+#define SET(option, value) bad |= curl_easy_setopt(e, option, value) != CURLE_OK
+    SET(CURLOPT_URL, url);
+    SET(CURLOPT_PROTOCOLS_STR, "http,https");
+    SET(CURLOPT_PROXY, "");
+    SET(CURLOPT_NETRC, (long)CURL_NETRC_IGNORED);
+    SET(CURLOPT_HTTPAUTH, (long)CURLAUTH_NONE);
+    SET(CURLOPT_SSL_VERIFYPEER, 1L);
+    SET(CURLOPT_SSL_VERIFYHOST, 2L);
+    if (ca_file) {
+        SET(CURLOPT_CAINFO, ca_file);
+        SET(CURLOPT_CAPATH, NULL);
+    }
+    SET(CURLOPT_NOSIGNAL, 1L);
+    SET(CURLOPT_USERAGENT, "crayon/" CR_VERSION);
+#undef SET
+    return !bad;
+}

@@ -6,9 +6,15 @@
 #include "base/lazy.h"
 
 #include <curl/curl.h>
+#include <stdbool.h>
 
 /* Opens libcurl and starts it, once: before any other call of it. CR_NOT_FOUND, CR_INTERNAL. */
 enum cr_status cr_curl_load(struct cr_error *err);
+
+/* What keeps every transfer of ours safe: http and https alone, the peer's certificate checked
+ * (against ca_file alone, where given), no proxy, password file or way of signing in from the
+ * environment, no signals. False when libcurl refuses one of them. */
+bool cr_curl_guard(CURL *e, const char *url, const char *ca_file);
 
 #ifdef CRAYON_LAZY
 #undef curl_easy_getinfo /* macros of the header that check types, where it is linked */

@@ -228,28 +228,15 @@ static curl_socket_t open_socket(void *ud, curlsocktype purpose, struct curl_soc
 static bool set_options(struct download *d, struct curl_slist *headers)
 {
     CURL *e = d->easy;
-    int bad = 0;
+    int bad = !cr_curl_guard(e, d->f->url, d->f->ca_file);
 #define SET(option, value) bad |= curl_easy_setopt(e, option, value) != CURLE_OK
-    SET(CURLOPT_URL, d->f->url);
-    SET(CURLOPT_PROTOCOLS_STR, "http,https");
     SET(CURLOPT_REDIR_PROTOCOLS_STR,
         strncasecmp(d->f->url, "https:", 6) == 0 ? "https" : "http,https");
     SET(CURLOPT_FOLLOWLOCATION, 1L);
     SET(CURLOPT_MAXREDIRS, (long)MAX_REDIRECTS);
-    SET(CURLOPT_PROXY, "");
-    SET(CURLOPT_NETRC, (long)CURL_NETRC_IGNORED);
-    SET(CURLOPT_HTTPAUTH, (long)CURLAUTH_NONE);
-    SET(CURLOPT_SSL_VERIFYPEER, 1L);
-    SET(CURLOPT_SSL_VERIFYHOST, 2L);
-    if (d->f->ca_file) {
-        SET(CURLOPT_CAINFO, d->f->ca_file);
-        SET(CURLOPT_CAPATH, NULL);
-    }
-    SET(CURLOPT_NOSIGNAL, 1L);
     SET(CURLOPT_CONNECTTIMEOUT, (long)CONNECT_S);
     SET(CURLOPT_LOW_SPEED_TIME, (long)STALL_S);
     SET(CURLOPT_LOW_SPEED_LIMIT, 1L);
-    SET(CURLOPT_USERAGENT, "crayon/" CR_VERSION);
     SET(CURLOPT_HTTPHEADER, headers);
     SET(CURLOPT_WRITEFUNCTION, take_bytes);
     SET(CURLOPT_WRITEDATA, d);

@@ -176,24 +176,11 @@ static void wipe_headers(struct curl_slist *list)
 static bool set_options(struct transfer *t, struct curl_slist *headers, int64_t left_ms)
 {
     CURL *e = t->easy;
-    int bad = 0;
+    int bad = !cr_curl_guard(e, t->u->url, t->u->ca_file);
 #define SET(option, value) bad |= curl_easy_setopt(e, option, value) != CURLE_OK
-    SET(CURLOPT_URL, t->u->url);
-    SET(CURLOPT_PROTOCOLS_STR, "http,https");
     SET(CURLOPT_FOLLOWLOCATION, 0L);
-    SET(CURLOPT_PROXY, ""); /* whatever the environment says */
-    SET(CURLOPT_NETRC, (long)CURL_NETRC_IGNORED);
-    SET(CURLOPT_HTTPAUTH, (long)CURLAUTH_NONE);
-    SET(CURLOPT_SSL_VERIFYPEER, 1L);
-    SET(CURLOPT_SSL_VERIFYHOST, 2L);
-    if (t->u->ca_file) {
-        SET(CURLOPT_CAINFO, t->u->ca_file);
-        SET(CURLOPT_CAPATH, NULL);
-    }
-    SET(CURLOPT_NOSIGNAL, 1L);
     SET(CURLOPT_CONNECTTIMEOUT_MS, (long)t->u->opt.connect_ms);
     SET(CURLOPT_TIMEOUT_MS, (long)left_ms);
-    SET(CURLOPT_USERAGENT, "crayon/" CR_VERSION);
     SET(CURLOPT_HTTPHEADER, headers);
     SET(CURLOPT_HTTP09_ALLOWED, 1L); /* so that its bytes are counted; judge refuses it */
     SET(CURLOPT_POST, 1L);

@@ -12,6 +12,7 @@ void cr_fit_options(struct cr_train_options *o, const cr_pool *pool, const cr_de
     o->alpha = 2 * (float)o->rank;
     for (int l = 0; l < CR_LIN_COUNT; l++)
         o->target[l] = pool->target[l];
+    o->worked = pool->worked < CR_TRAIN_MAX_WORKED ? (int)pool->worked : CR_TRAIN_MAX_WORKED;
     o->steps = 8;
     o->lr = 3e-4F;
     o->warm_up = 0;

@@ -16,7 +16,8 @@
 #include "tune/train.h"
 
 /* Shape and start from the blend; AdamW, 8 steps of all examples, rate 3e-4 throughout, no
- * checkpoint (docs/evidence.md: of the steps that nothing measures, those that forget least). */
+ * checkpoint (docs/evidence.md: of the steps that nothing measures, those that forget least).
+ * Examples of a pool that was trained with worked examples stand in chains as its rows did. */
 void cr_fit_options(struct cr_train_options *o, const cr_pool *pool, const cr_delta *blend);
 
 /* What the trainer has come to, with the index of `pool`. Free with cr_pool_close. */

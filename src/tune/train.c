@@ -702,6 +702,7 @@ enum cr_status cr_trainer_pool(const cr_trainer *t, cr_pool **out, struct cr_err
     }
     p->hard = o->hard;
     p->steps = (uint32_t)t->step;
+    p->worked = (uint32_t)o->worked;
     p->seed = o->seed;
     p->loss = mean_loss(t, true);
     cr_lowrank_export(&t->low, t->params, p);

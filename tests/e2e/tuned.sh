@@ -23,3 +23,14 @@ grep -E '^(level|verdict)' out
 "$CRAYON" blend -m "$MODELS/crayon-15m-q8_0.gguf" --pool "$MODELS/crayon-15m-pool.gguf" --examples mine.jsonl --evals 1 -o x.palette --level tuned 2>&1 > out |
     grep '^crayon: tuned:' | sed -E 's/b?float(16|32)/PRECISION/; s/[0-9]+(\.[0-9]+)?/N/g'
 ls
+# A pool that was trained with worked examples is tuned as it was trained, by gentle steps.
+"$CRAYON" pool train -q -m "$MODELS/crayon-15m-q8_0.gguf" --tasks mine.jsonl --n 2 --rank 2 --steps 2 --step-tokens 400 --worked 3 \
+    --checkpoint-seconds -1 -o chains.gguf > out 2> err || fail "pool train --worked"
+"$CRAYON" info chains.gguf | grep '^worked'
+"$CRAYON" blend -q -m "$MODELS/crayon-15m-q8_0.gguf" --pool chains.gguf --examples mine.jsonl --evals 1 --level tuned --json -o chains.palette > chains.json 2> err ||
+    fail "tuned in chains"
+grep -E '"tuned_steps":|"worked_blend"' chains.json
+"$CRAYON" blend -q -m "$MODELS/crayon-15m-q8_0.gguf" --pool chains.gguf --examples mine.jsonl --evals 1 --level measured --held-out 0 -o plain.palette > out 2> err ||
+    fail "blend of chains"
+"$CRAYON" pool train -q -m "$MODELS/crayon-15m-q8_0.gguf" --tasks mine.jsonl --start plain.palette --steps 1 --step-tokens 400 -o on.gguf > out 2> err || fail "start"
+"$CRAYON" info on.gguf | grep '^worked'

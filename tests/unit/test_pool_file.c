@@ -37,6 +37,7 @@ static void same_pool(const cr_pool *a, const cr_pool *b)
     assert_int_equal(a->n_targets, b->n_targets);
     assert_true(a->alpha == b->alpha && a->loss == b->loss && a->seed == b->seed);
     assert_int_equal(a->steps, b->steps);
+    assert_int_equal(a->worked, b->worked);
     assert_string_equal(a->name, b->name);
     assert_string_equal(a->command, b->command);
     assert_string_equal(a->base_hash, b->base_hash);
@@ -80,6 +81,7 @@ static void test_round_trip(void **state)
                 cr_free(p->command);
                 p->command = cr_strdup("crayon pool train ...");
                 p->steps = 123;
+                p->worked = 8;
                 p->seed = UINT64_MAX;
                 p->loss = 1.25f;
                 p->hard = kind == CR_POOL_CENTROID && form == 1;
