@@ -65,6 +65,7 @@ if have qemu-x86_64 && [ "$(uname -m)" = x86_64 ]; then
     avx512="-O3 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c -mprfchw"
     if build x86 gcc "avx2=$avx2" "avxvnni=$avx2 -mavxvnni" "avx512=$avx512" \
         "amx=$avx512 -mamx-tile -mamx-int8" \
+        "amx_bf16=$avx512 -mf16c -mamx-tile -mamx-bf16" \
         "bf16=$avx512 -mavx512bf16"; then
         check "x86-64 without AVX" "ref" qemu-x86_64 -cpu Nehalem "$out/x86"
     else
