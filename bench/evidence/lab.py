@@ -145,13 +145,13 @@ class Job:
         log(self.spec["name"], name, macro)
 
     def weighted(self, name, w, begin, form=None, keep=False, by_row=False, **more):
-        """Scores weights [tasks, n], or by test row; also with worked examples in front, where the job asks for it."""
+        """Scores weights [tasks, n], or by test row, or None; also with worked examples in front and a memory, where the job asks for it."""
         lab, form = self.lab, form or self.form
         for n in [] if by_row else self.spec.get("front", []):
             self.in_front(name, n, form, w)
         if not by_row and name in self.spec.get("memory", []):
             self.memory(name, lab.alone(self.seed, self.shots), lab.test, form, w)
-        score = lab.test.score(form, self.ad, w if by_row else w[lab.test_task], self.pool.scale)
+        score = lab.test.score(form, self.ad, w if by_row or w is None else w[lab.test_task], self.pool.scale)
         if keep:
             self.out_scores[name] = lab.test.option_scores()
         self.record(name, score, begin, **more)
@@ -466,7 +466,7 @@ class Job:
         lab, seed = self.lab, self.seed
         self.train()
         begin = time.time()
-        self.weighted_plain("one LoRA", begin)
+        self.weighted("one LoRA", None, begin, keep=True)
         if self.light:
             return
         groups = self.spec.get("groups", 0)
@@ -485,16 +485,6 @@ class Job:
             for front in self.spec.get("anchor_front", [0]):
                 self.anchor("one LoRA + gradient", clone, self.spec["rank"] * self.n if groups == 0 else groups * self.pool.rank,
                             [(lr, tuple(m)) for lr, m in self.spec["anchor"]], seed, self.spec.get("anchor_groups", ("validation", "unseen", "mmlu", "pool")), front)
-
-    def weighted_plain(self, name, begin):
-        lab = self.lab
-        for n in self.spec.get("front", []):
-            self.in_front(name, n, "plain", None)
-        if name in self.spec.get("memory", []):
-            self.memory(name, lab.alone(self.seed, self.shots), lab.test, "plain", None)
-        score = lab.test.score("plain", self.ad, None, self.pool.scale)
-        self.out_scores[name] = lab.test.option_scores()
-        self.record(name, score, begin)
 
     def searches(self, losses, starts, sigma, not_negative, a_std=None):
         """PICK, REFINE and tuned rows from starts [(name, w)]."""

@@ -48,7 +48,7 @@ def worked(job, big):
                 row = "REFINE 32 averaged with PICK" if kind == "library" else "one LoRA"
                 more["memory"] = [row, row + ", 8 in front"]
                 if kind != "lora N":
-                    more.update(anchor=[[1e-3, [4]], [3e-4, [4, 8]]], anchor_from=[], anchor_front=[8], light=kind == "library")
+                    more.update(anchor=[[1e-3, [4]], [3e-4, [8]]], anchor_from=[], anchor_front=[8], light=kind == "library")
             job(kind, f"{label}-seed{seed}", **more)
     if big:  # more adapters, more epochs
         rest = {"worked": 8, "front": [8], "light": True, "evals": [32]}
