@@ -38,8 +38,9 @@ void cr_device_free_compute(struct cr_compute *c)
 }
 
 enum cr_status cr_device_train(struct cr_train_device **out, const struct cr_args *a,
-                               struct cr_error *err)
+                               struct cr_train_peers *peers, struct cr_error *err)
 {
+    (void)peers;
     *out = NULL;
     return wants_gpu(a) ? not_built(err) : CR_OK;
 }
@@ -74,7 +75,7 @@ void cr_device_free_compute(struct cr_compute *c)
 }
 
 enum cr_status cr_device_train(struct cr_train_device **out, const struct cr_args *a,
-                               struct cr_error *err)
+                               struct cr_train_peers *peers, struct cr_error *err)
 {
     const char *text = cr_arg_text(a, CR_OPT_DEVICES);
     long long n = 0;
@@ -83,7 +84,7 @@ enum cr_status cr_device_train(struct cr_train_device **out, const struct cr_arg
         return CR_OK;
     if (strcmp(text, "all") && (!cr_parse_int(text, &n) || n < 1 || n > 64))
         return cr_error_set(err, CR_INVALID, "--devices is \"%s\", want all or 1 to 64", text);
-    return cr_cuda_train_new(out, (int)n, err);
+    return cr_cuda_train_new(out, (int)n, peers, err);
 }
 
 void cr_device_free_train(struct cr_train_device *d)

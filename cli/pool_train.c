@@ -291,10 +291,7 @@ int cr_cli_pool_train(const struct cr_args *a)
     if (!st && cr_arg_text(a, CR_OPT_START))
         st = start_of(a, s.model, &o, &pool, &start, &err);
     if (!st)
-        st = cr_device_train(&device, a, &err);
-    if (!st && peers && device)
-        st = cr_error_set(&err, CR_UNSUPPORTED,
-                          "several processes train on the CPU: leave --device out");
+        st = cr_device_train(&device, a, peers, &err);
     if (!st)
         st = cr_task_paths(&files, a, "train", &err);
     if (!st) {

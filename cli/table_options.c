@@ -148,7 +148,7 @@ const struct cr_option cr_options[] = {
           "cpu|cuda", "cpu",
           "where training steps and packed batches run; cuda needs a build with CRAYON_CUDA"),
     VALUE(DEVICES, POOL_TRAIN, MODEL, 0, "devices", TEXT, 0, "N|all", "1",
-          "with --device cuda: GPUs to train on"),
+          "with --device cuda: GPUs to train on; with mpirun, of each process"),
     VALUE(
         PAGES, COMPUTES, MODEL, 0, "pages", CHOICE, CR_OF_ENV, "auto|map|huge", "auto",
         "weights as mapped from the file, or as a private copy in huge pages: faster, as large as "

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Training steps on one or more GPUs. Micro-batch k of a step runs on GPU k mod
- * n; each GPU is fed by a thread of its own and adds up its gradients, NCCL
- * adds them over the GPUs, and every GPU makes the same AdamW step on its copy
- * of the parameters.
+ * Training steps on one or more GPUs, of this process or of several. Micro-batch
+ * k of a step runs on GPU k mod n of all; each GPU is fed by a thread of its own
+ * and adds up its gradients, NCCL adds them over the GPUs, and every GPU makes
+ * the same AdamW step on its copy of the parameters. Other processes are asked
+ * for nothing but their losses and, once, the id by which NCCL finds them.
  */
 #include "base/mem.h"
 #include "cuda/cuda.h"
@@ -17,10 +18,11 @@
 enum { MAX_GPUS = 64 };
 
 struct trainer {
-    int n;
+    int first, n;                 /* this process's GPUs */
+    struct cr_train_peers *peers; /* or NULL */
     struct cr_device_job job;
     struct cr_gpu *gpus[MAX_GPUS];
-    struct cr_nccl *nccl; /* NULL with one GPU */
+    struct cr_nccl *nccl; /* NULL with one GPU in all */
     /* the step at hand */
     const struct cr_packed *packed;
     struct cr_adam_args adam;
@@ -92,12 +94,19 @@ static struct cr_gpu_batch put_micro(struct cr_gpu *g, const struct cr_packed *p
 
 /* ---- a step ---- */
 
+/* In all processes. */
+static int gpus(const struct trainer *t)
+{
+    return t->peers ? t->peers->size * t->n : t->n;
+}
+
 /* Queues all micro-batches of one GPU and the step. */
 static void run_gpu(void *ud, size_t begin, size_t end, int thread)
 {
     (void)thread;
     struct trainer *t = ud;
     const struct cr_packed *p = t->packed;
+    size_t first = t->peers ? (size_t)(t->peers->rank * t->n) : 0, all = (size_t)gpus(t);
     for (size_t i = begin; i < end; i++) {
         struct cr_gpu *g = t->gpus[i];
         struct cr_gpu_batch *b = cr_alloc(p->n_micros, sizeof *b);
@@ -107,7 +116,7 @@ static void run_gpu(void *ud, size_t begin, size_t end, int thread)
             continue;
         }
         cr_gpu_use(g);
-        for (size_t k = i; k < p->n_micros; k += (size_t)t->n)
+        for (size_t k = first + i; k < p->n_micros; k += all)
             b[n++] = put_micro(g, p, &p->micros[k]);
         cr_gpu_send(g);
         cudaMemsetAsync(&g->state->loss, 0, sizeof g->state->loss, g->stream);
@@ -164,6 +173,8 @@ static enum cr_status step(struct cr_train_device *d, const struct cr_packed *p,
     }
     if (!st && t->nccl)
         st = cr_nccl_check(t->nccl, err);
+    if (!st && t->peers)
+        st = t->peers->sum_double(t->peers, loss, 1, err);
     return st;
 }
 
@@ -184,7 +195,7 @@ static struct cr_gpu_shape shape_of(const struct cr_device_job *job, int n)
 static uint64_t bytes(struct cr_train_device *d, const struct cr_device_job *job)
 {
     struct trainer *t = d->state;
-    struct cr_gpu_shape s = shape_of(job, t->n);
+    struct cr_gpu_shape s = shape_of(job, gpus(t));
     return cr_gpu_bytes(job->m, job->low, &s);
 }
 
@@ -209,7 +220,7 @@ static enum cr_status start(struct cr_train_device *d, const struct cr_device_jo
                             const float *params, struct cr_error *err)
 {
     struct trainer *t = d->state;
-    struct cr_gpu_shape s = shape_of(job, t->n);
+    struct cr_gpu_shape s = shape_of(job, gpus(t));
     size_t n = job->low->n_params * sizeof(float);
     enum cr_status st = CR_OK;
     t->job = *job;
@@ -217,7 +228,7 @@ static enum cr_status start(struct cr_train_device *d, const struct cr_device_jo
         return cr_error_set(err, CR_LIMIT, "cuda: %d GPUs need as many threads, there are %d", t->n,
                             cr_threads_count(job->m->threads));
     for (int i = 0; i < t->n && !st; i++) {
-        st = cr_gpu_new(&t->gpus[i], i, job->m, job->low, &s, err);
+        st = cr_gpu_new(&t->gpus[i], t->first + i, job->m, job->low, &s, err);
         if (st)
             break;
         struct cr_gpu *g = t->gpus[i];
@@ -226,8 +237,8 @@ static enum cr_status start(struct cr_train_device *d, const struct cr_device_jo
         cudaMemcpyAsync(g->m2, job->adam->v, n, cudaMemcpyHostToDevice, g->stream);
         st = cr_gpu_sync(g, err);
     }
-    if (!st && t->n > 1)
-        st = cr_nccl_new(&t->nccl, t->n, err);
+    if (!st && gpus(t) > 1)
+        st = cr_nccl_new(&t->nccl, t->first, t->n, t->peers, err);
     if (st)
         stop(d);
     return st;
@@ -255,14 +266,20 @@ static void close_device(struct cr_train_device *d)
     cr_free(d);
 }
 
-enum cr_status cr_cuda_train_new(struct cr_train_device **out, int n, struct cr_error *err)
+enum cr_status cr_cuda_train_new(struct cr_train_device **out, int n, struct cr_train_peers *peers,
+                                 struct cr_error *err)
 {
     *out = NULL;
     int there = cr_cuda_count(err);
     if (!there)
         return CR_NOT_FOUND;
-    if (n > there || there > MAX_GPUS)
-        return cr_error_set(err, CR_LIMIT, "cuda: %d GPUs are asked for, %d are there", n, there);
+    int n_local = peers ? peers->n_local : 1;
+    n = n ? n : there / n_local;
+    if (n < 1 || n > MAX_GPUS || n * n_local > there)
+        return cr_error_set(
+            err, CR_LIMIT,
+            "cuda: %d GPUs are asked for (processes on this machine: %d), %d are there",
+            n_local * (n ? n : 1), n_local, there);
     struct cr_train_device *d = cr_alloc0(1, sizeof *d);
     struct trainer *t = cr_alloc0(1, sizeof *t);
     if (!d || !t) {
@@ -270,10 +287,12 @@ enum cr_status cr_cuda_train_new(struct cr_train_device **out, int n, struct cr_
         cr_free(t);
         return cr_error_set(err, CR_NO_MEMORY, "cuda: out of memory");
     }
-    t->n = n ? n : there;
+    t->n = n;
+    t->first = peers ? peers->local * n : 0;
+    t->peers = peers;
     *d = (struct cr_train_device){.name = "cuda",
                                   .precision = "bfloat16 on CUDA",
-                                  .n_parallel = t->n,
+                                  .n_parallel = gpus(t),
                                   .state = t,
                                   .check = check,
                                   .bytes = bytes,

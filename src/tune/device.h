@@ -21,7 +21,7 @@ struct cr_device_job { /* all borrowed from start to stop */
 struct cr_train_device {
     const char *name;      /* for messages */
     const char *precision; /* a setting of checkpoints: other devices round otherwise */
-    int n_parallel;        /* micro-batches that run at a time */
+    int n_parallel;        /* micro-batches that run at a time, in all processes */
     void *state;
     /* CR_UNSUPPORTED: a model that the device does not know. */
     enum cr_status (*check)(struct cr_train_device *d, const cr_model *m, struct cr_error *err);

@@ -60,6 +60,11 @@ enum cr_status cr_peers_open(struct cr_train_peers **out, struct cr_error *err)
         return cr_error_set(err, CR_IO, "training: MPI does not start");
     MPI_Comm_rank(MPI_COMM_WORLD, &peers.rank);
     MPI_Comm_size(MPI_COMM_WORLD, &peers.size);
+    MPI_Comm here;
+    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, peers.rank, MPI_INFO_NULL, &here);
+    MPI_Comm_rank(here, &peers.local);
+    MPI_Comm_size(here, &peers.n_local);
+    MPI_Comm_free(&here);
     *out = &peers;
     return CR_OK;
 }

@@ -203,7 +203,7 @@ static void run_gpu(struct run *r, const cr_model *m, const struct data *d,
         &r->adam,
         {d->micro.n_tokens, d->micro.n_answers, d->n_groups, d->longest, false},
         p->n_micros};
-    check(cr_cuda_train_new(&dev, n, &err), &err);
+    check(cr_cuda_train_new(&dev, n, NULL, &err), &err);
     check(dev->check(dev, m, &err), &err);
     check(dev->start(dev, &job, r->params, &err), &err);
     check(dev->step(dev, p, 1, 1, &r->loss, &r->norm, &err), &err);

@@ -104,7 +104,7 @@ static void train_together(struct peer *all, int size, const struct cr_train_opt
     assert_int_equal(pthread_barrier_init(&at.barrier, NULL, (unsigned)size), 0);
     for (int r = 0; r < size; r++) {
         all[r].at = &at;
-        all[r].peers = (struct cr_train_peers){r, size, sum, sum_double, &all[r]};
+        all[r].peers = (struct cr_train_peers){r, size, r, size, sum, sum_double, &all[r]};
         all[r].options = *o;
         all[r].options.peers = &all[r].peers;
         all[r].options.lr += (float)(all[r].stop_at < 0) * (float)r; /* other options */
