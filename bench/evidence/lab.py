@@ -27,6 +27,7 @@ import torch
 
 import lab_solve as S
 from lab_data import GIVEN, TEST, TRAIN, Batches, Data, RowSet, embed
+from lab_guide import Prompts
 from lab_memory import Memory
 from lab_model import LINEARS, TENSOR, Adapters, Base, forward, layer
 
@@ -93,11 +94,14 @@ class Lab:
         at = torch.as_tensor([self.at[int(i)] for i in rows.idx], device=self.dev)
         return S.unit(S.mean_by(self.unit[view][at], who, len(self.tasks)))
 
-    def with_front(self, seed, n):
-        """Test rows with the user's first n examples in front."""
-        key = "front", seed, n
+    def with_front(self, seed, n, order=0):
+        """Test rows with the user's first n examples in front, in their own order or another."""
+        key = "front", seed, n, order
         if key not in self.given_cache:
             shown = {t: tuple(self.data.given(t, seed)[:n]) for t in self.tasks}
+            if order:
+                rng = np.random.default_rng(order)
+                shown = {t: tuple(rng.permutation(x).tolist()) for t, x in shown.items()}
             self.given_cache[key] = RowSet(self.data, self.test.idx, self.base, front=[shown[t] for t in self.test.task], lengths=(self.line,))
             log("test rows with", n, "in front:", self.given_cache[key].tokens, "tokens")
         return self.given_cache[key]
@@ -160,8 +164,20 @@ class Job:
         """A row with worked examples in front. w: weights [tasks, n] or None."""
         lab, name = self.lab, "%s, %d in front" % (name, n)
         self.record(name, lab.with_front(self.seed, n).score(form, self.ad, None if w is None else w[lab.test_task], self.scale()), time.time())
+        if name in self.spec.get("guide", []):
+            self.guide(name, n, form, w)
         if name in self.spec.get("memory", []):
             self.memory(name, lab.halves(self.seed, n, right_only=True), lab.with_front(self.seed, n), form, w)
+
+    def guide(self, name, n, form, w):
+        """The same with the prompt in several orders of the examples, and guided by the one without them."""
+        lab, begin, at = self.lab, time.time(), None if w is None else w[self.lab.test_task]
+        sets = [lab.with_front(self.seed, n, order) for order in range(4)] + [lab.with_front(self.seed, 0)]
+        prompts = Prompts(sets, [s.hidden(form, self.ad, at, self.scale()) for s in sets])
+        for k in (1, 4):
+            for a in (-0.5, -0.25, 0, 0.25, 0.5, 1):
+                if k > 1 or a:
+                    self.record("%s, %d orders, guide %g" % (name, k, a), prompts.score([(1 + a) / k] * k + [0] * (4 - k) + [-a]), begin)
 
     def memory(self, name, given, test, form, w):
         """The same with a memory of the user's examples. given: (RowSet, task number per row)."""
@@ -406,6 +422,9 @@ class Job:
             for n in self.spec.get("front", [5]):
                 name = "base %d-shot seed %d" % (n, s)
                 self.record(name, lab.with_front(s, n).score(), time.time())
+                if n in self.spec.get("guide", []):
+                    self.seed = s
+                    self.guide(name, n, None, None)
                 if self.spec.get("memory"):
                     self.memory(name, lab.halves(s, n, right_only=True), lab.with_front(s, n), None, None)
         if not self.spec.get("front"):
@@ -523,8 +542,12 @@ class Job:
         if self.general is not None:
             starts.append(("general", self.general[None].expand(nt, -1)))
             self.weighted("GENERAL", starts[-1][1], time.time())
+        if self.spec.get("layers"):
+            self.other_layers(self.spec["layers"])
         if self.light:
             w0 = self.searches(losses, starts, sigma, False)
+            for n in self.spec.get("shots_list", []):
+                self.other_examples("%d examples" % n, lab.given_rows(seed, n), lab.centre("mid", seed, n), proto, knn, mean, sigma)
             if self.spec.get("in_context"):
                 self.searches_in_context(starts, sigma)
             if self.spec.get("anchor"):
@@ -568,6 +591,30 @@ class Job:
         w = S.refine(losses, w0, sigma, evals, self.seed)[evals]
         self.weighted("REFINE in context", w, begin)
         self.weighted("REFINE in context averaged with PICK", (w + w0) / 2, begin)
+
+    def other_layers(self, layers):
+        """NEAREST and KNN by the mean hidden state after other numbers of layers; AUROC of scope."""
+        lab, d = self.lab, self.lab.data
+        place = {d.names[t]: t for t in lab.pool_tasks}
+        train = [d.of[place[n], TRAIN][:64] for n in self.names]
+        whose = torch.as_tensor(np.repeat(np.arange(len(train)), [len(x) for x in train]), device=lab.dev)
+        rows, who = lab.given_rows(self.seed, self.shots)
+        rng = np.random.default_rng(1)
+        for k in layers:
+            begin = time.time()
+            x = embed(lab.base, d, np.concatenate([*train, rows.idx, lab.test.idx]), k)[1]
+            x, y, z = x.split((len(whose), len(rows), len(lab.test)))
+            m, s = x.mean(0), x.std(0).clamp(min=1e-6)
+            x, y, z = (S.unit((v - m) / s) for v in (x, y, z))
+            c = S.unit(S.mean_by(y, who, len(lab.tasks)))
+            sim = c @ S.unit(S.mean_by(x, whose, len(train))).T
+            near, auc = (z @ c.T).cpu().numpy(), []
+            for j in range(len(lab.tasks)):
+                mine = lab.test_task_np == j
+                a, b = near[mine, j], near[rng.permutation(np.flatnonzero(~mine))[:400], j]
+                auc.append((a[:, None] > b[None]).mean() + 0.5 * (a[:, None] == b[None]).mean())
+            self.weighted("NEAREST, %d layers" % k, self.a[sim.argmax(1)], begin, scope=round(float(np.mean(auc)), 4))
+            self.weighted("KNN, %d layers" % k, (sim / 0.03).softmax(1) @ self.a, begin)
 
     def anchors_of_blend(self, w0):
         """Gradient steps on the adapter that a blend gives."""

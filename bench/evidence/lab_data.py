@@ -197,8 +197,8 @@ class Part:
         return torch.stack((torch.where(self.mc, choice == self.right, exact).float(), loss, nll))
 
 
-def embed(base, data, idx):
-    """(q_x [n, d], mean middle hidden state [n, d]) of rows, float32 on the device."""
+def embed(base, data, idx, upto=None):
+    """(q_x [n, d], mean hidden state [n, d] after `upto` layers, else half of them) of rows, float32 on the device."""
     dev = base.device
     out = torch.zeros(2, len(idx), base.d, device=dev)
     prompts = [data.prompt(i) for i in idx]
@@ -223,7 +223,7 @@ def embed(base, data, idx):
             with torch.no_grad():
                 ids = put(lines.ids[a:b])
                 h = forward(base, ids, put(lines.pos[a:b]), put(lines.row[a:b]), put(lines.opt[a:b]),
-                            upto=base.layers // 2).flatten(0, 1).float()
+                            upto=upto or base.layers // 2).flatten(0, 1).float()
                 x = base.emb[ids].flatten(0, 1).float()
                 x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + base.eps) * g
                 lo, hi = np.searchsorted(pos, (a * s, b * s))

@@ -54,8 +54,20 @@ def worked(job, big):
         rest = {"worked": 8, "front": [8], "light": True, "evals": [32]}
         for n in (64, 128):
             job("library", f"wlib-n{n}", **rest, lr=rates["library"], n=n)
-        for kind in rates:
-            job(kind, f"w{ROWS[kind][0]}-e4", **rest, lr=rates[kind], epochs=4)
+        trained = {**{"w" + ROWS[k][0]: (k, {}) for k in rates}, "wgen": ("library", {"general": 0.5})}
+        view = lambda label: {"worked": 5} if label == "wlora-r" else {}
+        for label, (kind, more) in trained.items():
+            more = {**rest, "lr": rates[kind], **view(label), **more}
+            row = "REFINE 32 averaged with PICK" if kind == "library" else "one LoRA"
+            for seed in (1, 2, 3):
+                job(kind, f"g{label}-seed{seed}", **more, seed=seed, guide=[row + ", 8 in front"])
+                clear = {"n": 16} if kind == "library" else {"rank": 128} if kind == "lora N" else {}
+                job(kind, f"{label}-clear-seed{seed}", **more, seed=seed, tasks="clear", **clear)
+                if seed == 1 or label != "wlora-r":
+                    job(kind, f"{label}-e4-seed{seed}", **{**more, "worked": 8}, seed=seed, epochs=4)
+            if kind == "library":
+                job(kind, f"{label}-e8-seed1", **more, epochs=8)
+        job("library", "wsep-seed1", **rest, lr=rates["library"], n=8, form="separate", general=0.5)
 
 
 def main(model):
@@ -106,11 +118,15 @@ def main(model):
             ablation(f"abl-r{r}", rank=r)
         ablation("abl-separate", form="separate", n=8)
         ablation("abl-e4", epochs=4)
+        for k in (16, 32, 64, 128):
+            ablation(f"abl-t{k}", n_tasks=k)
+        ablation("abl-layers", layers=[3, 6, 10, 15, 20, 25, 30], shots_list=[5, 50])
         job("lora N", "abl-lora-nr-e4", lr_from="lora N", lr_row=["one LoRA"], epochs=4, light=True)
         job("lora 1", "abl-lora-r-e4", lr_from="lora 1", lr_row=["one LoRA"], epochs=4, light=True)
     worked(job, big)
     if big:
         jobs.append({"name": "wbase", "kind": "base", "seeds": [1, 2, 3], "front": [5, 8], "memory": True})
+        jobs.append({"name": "gbase", "kind": "base", "seeds": [1, 2, 3], "front": [8], "guide": [8]})
     json.dump(jobs, sys.stdout, indent=0)
 
 

@@ -245,8 +245,13 @@ def worst_table(res):
     return "\n".join(out)
 
 
-def one(res, job, row):
-    a = res.accuracy([(job, row)])
+def cells_of(res, job, row):
+    """A job's row, or that of all its seeds."""
+    return [(j, row) for j in ([job] if job in res.jobs else res.seeds(job)) if row in res.jobs[j]["rows"]]
+
+
+def one(res, cells):
+    a = res.accuracy(cells)
     return " | ".join("%.1f" % res.macro(a, g)[0] for g in ("validation", "unseen", "mmlu", "pool"))
 
 
@@ -254,8 +259,9 @@ def list_table(res, first, entries):
     """entries: [(label, job, row)]; those that were run."""
     out = ["| %s | validation | unseen | MMLU | pool |" % first, "|---|---|---|---|---|"]
     for label, job, row in entries:
-        if job in res.jobs and row in res.jobs[job]["rows"]:
-            out.append("| %s | %s |" % (label, one(res, job, row)))
+        cells = cells_of(res, job, row)
+        if cells:
+            out.append("| %s | %s |" % (label, one(res, cells)))
     return "\n".join(out)
 
 
@@ -267,18 +273,26 @@ WORKED = [  # label, rank at run time, job, row
     ("library: REFINE + 8 gentle steps", "8", "wlib", "REFINE + gradient lr 0.0003 steps 8"),
     ("library with general weights: those", "8", "wgen", "GENERAL"), ("the same: KNN", "8", "wgen", "KNN middle"), ("the same: PICK", "8", "wgen", "PICK"),
     ("the same: REFINE", "8", "wgen", "REFINE 32"), ("the same: REFINE, averaged with PICK", "8", "wgen", "REFINE 32 averaged with PICK"),
+    ("the same, N = 8, SEPARATE: REFINE, averaged with PICK", "64", "wsep", "REFINE 32 averaged with PICK"),
+]
+CLEAR = [
+    ("one LoRA, r", "8", "wlora-r-clear", "one LoRA"), ("one LoRA, N r", "128", "wlora-nr-clear", "one LoRA"),
+    ("library: PICK", "8", "wlib-clear", "PICK"), ("library: REFINE, averaged with PICK", "8", "wlib-clear", "REFINE 32 averaged with PICK"),
+    ("library with general weights: KNN", "8", "wgen-clear", "KNN middle"), ("the same: PICK", "8", "wgen-clear", "PICK"),
+    ("the same: REFINE, averaged with PICK", "8", "wgen-clear", "REFINE 32 averaged with PICK"),
 ]
 
 
-def worked_table(res):
-    """Rows trained with worked examples, with 8 of the user's in front; the same without them in brackets."""
+def worked_table(res, rows, control):
+    """Rows trained with worked examples, with 8 of the user's in front; the same without them in brackets. control: the job of
+    one LoRA N r trained alike."""
     ref = lambda job, row: res.accuracy([(j, row) for j in res.seeds(job)])
-    old, alike = ref("lora-nr", "one LoRA"), ref("wlora-nr", "one LoRA" + FRONT)
+    old, alike = ref("lora-nr", "one LoRA"), ref(control, "one LoRA" + FRONT)
     low, high = (res.macro(ref("lora-r", r), "unseen + mmlu")[0] for r in ("one LoRA", "one LoRA + gradient lr 0.001 steps 4"))
     diff = lambda a, b, g: (lambda x, y: "%+.1f [%+.1f, %+.1f]" % (x[0] - y[0], *interval(x[1] - y[1])))(res.macro(a, g), res.macro(b, g))
     out = ["| row | seeds | rank run | validation | unseen | MMLU | both | both, against N r as before | both, against N r alike | share of the anchor's gain | pool | pool, against N r alike |",
            "|" + "---|" * 12]
-    for label, rank, job, row in WORKED:
+    for label, rank, job, row in rows:
         if job == "wbase":
             a, plain, n = res.accuracy([("wbase", "%s seed %d" % (row, s)) for s in (1, 2, 3)]), res.accuracy([("wbase", "base")]), 3
         else:
@@ -289,6 +303,36 @@ def worked_table(res):
         out.append("| %s | %d | %s | %s | %s | %s | %.0f %% | %s | %s |" % (
             label, n, rank, " | ".join(map(cell, range(4))), diff(a, old, "unseen + mmlu"), diff(a, alike, "unseen + mmlu"),
             100 * (m[3] - low) / (high - low), cell(4), diff(a, alike, "pool")))
+    return "\n".join(out)
+
+
+def guide_table(res):
+    """Rows with several prompts for one answer (lab_guide.py)."""
+    variants = (", 4 orders, guide 0", ", 1 orders, guide -0.25", ", 1 orders, guide 0.25", ", 1 orders, guide 0.5", ", 1 orders, guide 1", ", 4 orders, guide 0.5")
+    out = ["| row, 8 in front | prompts | validation | unseen | MMLU | pool | unseen and MMLU, against one prompt | pool, against one prompt |", "|" + "---|" * 8]
+    diff = lambda a, b, g: (lambda x, y: "%+.1f [%+.1f, %+.1f]" % (x[0] - y[0], *interval(x[1] - y[1])))(res.macro(a, g), res.macro(b, g))
+    refined = "REFINE 32 averaged with PICK"
+    for label, job, row in (("base", "gbase", "base 8-shot"), ("one LoRA, r", "gwlora-r", "one LoRA"), ("one LoRA, N r", "gwlora-nr", "one LoRA"),
+                            ("library: REFINE, averaged with PICK", "gwlib", refined), ("library with general weights: the same", "gwgen", refined)):
+        cells = lambda end: [(job, "%s seed %d%s" % (row, s, end)) for s in (1, 2, 3)] if job == "gbase" else [(j, row + FRONT + end) for j in res.seeds(job)]
+        plain = res.accuracy(cells(""))
+        for end in ("", *variants):
+            a = res.accuracy(cells(end))
+            m = " | ".join("%.1f" % res.macro(a, g)[0] for g in ("validation", "unseen", "mmlu", "pool"))
+            out.append("| %s | %s | %s | %s | %s |" % (label, end[2:].replace("1 orders, ", "").replace(", guide 0", "", end.endswith("guide 0")) or "one", m,
+                                                       diff(a, plain, "unseen + mmlu") if end else "", diff(a, plain, "pool") if end else ""))
+    return "\n".join(out)
+
+
+def layers_table(res):
+    """Which layer's mean hidden state finds near tasks, and how well it tells a task's own questions."""
+    out = ["| layers | NEAREST: unseen | MMLU | pool | KNN: unseen | MMLU | pool | AUROC of scope |", "|" + "---|" * 8]
+    rows = res.jobs["abl-layers"]["rows"]
+    for name in rows:
+        if name.startswith("NEAREST, "):
+            k = name[9:]
+            m = [res.macro(res.accuracy([("abl-layers", w + k)]), g)[0] for w in ("NEAREST, ", "KNN, ") for g in ("unseen", "mmlu", "pool")]
+            out.append("| %s | %s | %.3f |" % (k.split()[0], " | ".join("%.1f" % x for x in m), rows[name]["scope"]))
     return "\n".join(out)
 
 
@@ -338,7 +382,7 @@ def training_table(res):
     out = ["| job | trained by | tokens | s | tokens/s | loss, first and last 5 % |", "|---|---|---|---|---|---|"]
     for j in sorted(res.jobs):
         t = res.jobs[j].get("train")
-        if t and ("seed1" in j or "witness" in j):
+        if t and j[0] != "g" and ("seed1" in j or "witness" in j):
             out.append("| %s | %s | %d | %.0f | %.0f | %.3f, %.3f |" % (j, t.get("by", "PyTorch"), t["tokens"], t["seconds"], t["tokens_per_s"], t["loss_first"], t["loss_last"]))
     return "\n".join(out)
 
@@ -379,6 +423,7 @@ def main(folder, page):
     big, small = Results(folder + "/smollm2"), Results(folder + "/15m")
     docs = os.path.dirname(page)
     ex = lambda ns: [("%d examples, %s" % (n, w), "lib-seed1", "%s, %d examples" % (w, n)) for n in ns for w in ("PICK", "REFINE")]
+    more = lambda ns: [("%d examples, %s" % (n, w), "abl-layers", "%s, %d examples" % (w, n)) for n in ns for w in ("PICK", "REFINE")]
     many = lambda ns: ex([n for n in ns if n < 8]) + [("8 examples, PICK", "lib-seed1", "PICK"), ("8 examples, REFINE", "lib-seed1", "REFINE 32")] + ex([n for n in ns if n > 8])
     robust = lambda: [("its own 8 examples, %s" % w, "lib-seed1", w + (" 32" if w == "REFINE" else "")) for w in ("PICK", "REFINE")] + [
         ("%s, %s" % (h, w), "lib-seed1", "%s, %s" % (w, h)) for h in ("half of another task", "all of another task") for w in ("PICK", "REFINE")] + [
@@ -392,16 +437,23 @@ def main(folder, page):
         "smollm2 rates": rates_table(big), "15m rates": rates_table(small), "smollm2 training": training_table(big),
         "smollm2 sizes": list_table(big, "pool", sizes((8, 16, 32, 64, 128), 32) + [("N = 16, tasks with clear licences only, PICK", "lib-clear", "PICK"), ("the same, REFINE", "lib-clear", "REFINE 32")]),
         "15m sizes": list_table(small, "pool", sizes((4, 8, 16, 32, 64), 16)),
-        "smollm2 examples": list_table(big, "examples", many((1, 3))), "15m examples": list_table(small, "examples", many((1, 3, 5, 50))),
+        "smollm2 examples": list_table(big, "examples", many((1, 3)) + more((5, 50))), "15m examples": list_table(small, "examples", many((1, 3, 5, 50))),
         "smollm2 robust": list_table(big, "examples", robust()), "15m robust": list_table(small, "examples", robust()),
         "smollm2 evals": list_table(big, "evaluations", evals()), "15m evals": list_table(small, "evaluations", evals()),
         "smollm2 gradient": list_table(big, "row", [(("library: " if j.startswith("lib") else "r: " if "-r-" in j else "N r: ") + r, j, r) for _, j, r in grads()]),
         "smollm2 ranks": list_table(big, "pool", [("%s, %s" % (label, w), job, r) for label, job in (("rank 4", "abl-r4"), ("rank 8", "lib-seed1"), ("rank 16", "abl-r16"), ("rank 32", "abl-r32"),
                                     ("SEPARATE, N = 8, rank 8 (64 at run time)", "abl-separate")) for w, r in (("PICK", "PICK"), ("REFINE", "REFINE 32"))]),
-        "smollm2 epochs": list_table(big, "trained for", [("%s epochs: %s%s" % (e, label, x), (w if x else {"lora-r": "abl-lora-r", "lora-nr": "abl-lora-nr", "lib": "abl"}[p] if j == "-e4" else p) + j, row + x) for x in ("", FRONT)
-                                     for label, p, w, row in (("one LoRA, r", "lora-r", "wlora-r", "one LoRA"), ("one LoRA, N r", "lora-nr", "wlora-nr", "one LoRA"),
-                                                              ("library: REFINE, averaged with PICK", "lib", "wlib", "REFINE 32 averaged with PICK")) for e, j in (("2", "-seed1"), ("4", "-e4"))]),
-        "smollm2 memory": memory_table(big), "smollm2 worked": worked_table(big), "smollm2 tries": tries_table(big), "15m tries": tries_table(small),
+        "smollm2 epochs": list_table(big, "trained for", [("%d epochs: %s" % (e, label), job, row) for label, row, jobs in (
+            ("one LoRA, r", "one LoRA", {2: "lora-r-seed1", 4: "abl-lora-r-e4"}), ("one LoRA, N r", "one LoRA", {2: "lora-nr-seed1", 4: "abl-lora-nr-e4"}),
+            ("library: REFINE, averaged with PICK", "REFINE 32 averaged with PICK", {2: "lib-seed1", 4: "abl-e4"})) for e, job in jobs.items()]),
+        "smollm2 worked epochs": list_table(big, "trained for, 8 in front", [("%d epochs: %s (%s)" % (e, label, "3 seeds" if len(big.seeds(job)) > 2 else "seed 1"), job, row + FRONT) for label, row, jobs in (
+            ("one LoRA, r", "one LoRA", {2: "wlora-r", 4: "wlora-r-e4"}), ("one LoRA, N r", "one LoRA", {2: "wlora-nr", 4: "wlora-nr-e4"}),
+            ("library: REFINE, averaged with PICK", "REFINE 32 averaged with PICK", {2: "wlib", 4: "wlib-e4", 8: "wlib-e8"}),
+            ("library with general weights: the same", "REFINE 32 averaged with PICK", {2: "wgen", 4: "wgen-e4", 8: "wgen-e8"})) for e, job in jobs.items()]),
+        "smollm2 guide": guide_table(big), "smollm2 layers": layers_table(big), "smollm2 clear": worked_table(big, CLEAR, "wlora-nr-clear"),
+        "smollm2 tasks": list_table(big, "pool", [("%d tasks, %s" % (n, w), "lib-seed1" if n == 272 else "abl-t%d" % n, r) for n in (16, 32, 64, 128, 272)
+                                                  for w, r in (("PICK", "PICK"), ("REFINE", "REFINE 32"))]),
+        "smollm2 memory": memory_table(big), "smollm2 worked": worked_table(big, WORKED, "wlora-nr"), "smollm2 tries": tries_table(big), "15m tries": tries_table(small),
         "15m worked": list_table(small, "seed 1, trained with worked examples", [(l + w, j, r + x) for l, j, r in (
             ("one LoRA, r", "wlora-r-seed1", "one LoRA"), ("one LoRA, N r", "wlora-nr-seed1", "one LoRA"), ("library: REFINE", "wlib-seed1", "REFINE 32"),
             ("one LoRA, r, 4 steps", "wlora-r-seed1", "one LoRA + gradient lr 0.001 steps 4"), ("library: REFINE, 4 steps", "wlib-seed1", "REFINE + gradient lr 0.001 steps 4"),
