@@ -254,10 +254,12 @@ class Job:
         self.n, rank = int(key("n")), int(key("rank"))
         self.form = "plain" if self.kind == "lora" else key("form")
         self.pool = pool = Adapters(base, self.form, self.n, rank, float(key("alpha")) / rank)
-        t = {x.name: np.asarray(x.data).reshape([int(k) for k in x.shape[::-1]]) for x in r.tensors}
+        # in 8 bits B is [N, n_out * rank]: the values lie in the same order
+        t = {x.name: gguf.dequantize(np.asarray(x.data), x.tensor_type).reshape([int(k) for k in x.shape[::-1]])
+             for x in r.tensors}
         put = lambda x: torch.as_tensor(np.ascontiguousarray(x, dtype=np.float32), device=lab.dev)
         for name in LINEARS:
-            get = lambda i, h: t["blk.%d.%s.weight.lora_%s" % (i, TENSOR[name], h)].astype(np.float32)
+            get = lambda i, h: t["blk.%d.%s.weight.lora_%s" % (i, TENSOR[name], h)]
             pool.a[name] = put(np.stack([get(i, "a").reshape(-1, base.inp[name]) for i in range(base.layers)]))
             # B [N, n_out, rank] -> [N * rank, n_out]
             pool.b[name] = put(np.stack([get(i, "b").reshape(self.n, base.out[name], rank).transpose(0, 2, 1)
