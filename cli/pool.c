@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* `crayon pool train|info|export`. */
+/* `crayon pool info|export|convert`; train has its own file. */
 #include "adapt/pool.h"
 
 #include "adapt/adapter.h"
@@ -96,6 +96,29 @@ int cr_cli_pool_export(const struct cr_args *a)
     cr_delta_free(delta);
     cr_pool_close(pool);
     cr_free(w);
+    cr_setup_close(&s);
+    return st ? cr_fail(&err) : 0;
+}
+
+uint32_t cr_cli_pool_type(const struct cr_args *a)
+{
+    const char *name = cr_arg_text(a, CR_OPT_TYPE);
+    return !strcmp(name, "f32") ? CR_F32 : !strcmp(name, "f16") ? CR_F16 : CR_Q8_0;
+}
+
+int cr_cli_pool_convert(const struct cr_args *a)
+{
+    struct cr_setup s;
+    struct cr_error err;
+    cr_pool *pool = NULL;
+    enum cr_status st = cr_setup_open(&s, a, 0, &err);
+    if (!st)
+        st = cr_pool_open(&pool, s.model, a->rest[0], &err);
+    if (!st)
+        st = cr_pool_write(pool, cr_arg_text(a, CR_OPT_OUTPUT), cr_cli_pool_type(a), &err);
+    if (!st)
+        cr_note("wrote %s", cr_arg_text(a, CR_OPT_OUTPUT));
+    cr_pool_close(pool);
     cr_setup_close(&s);
     return st ? cr_fail(&err) : 0;
 }

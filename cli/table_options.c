@@ -19,6 +19,7 @@
 #define POOL_TRAIN CR_V(CR_VERB_POOL_TRAIN)
 #define POOL_INFO CR_V(CR_VERB_POOL_INFO)
 #define POOL_EXPORT CR_V(CR_VERB_POOL_EXPORT)
+#define POOL_CONVERT CR_V(CR_VERB_POOL_CONVERT)
 #define BLEND CR_V(CR_VERB_BLEND)
 #define EVAL CR_V(CR_VERB_EVAL)
 #define SERVE CR_V(CR_VERB_SERVE)
@@ -33,8 +34,8 @@
 #define WITH_DELTA                                                                                 \
     (RUN | SCORE | LOGITS | MERGE | EXPLAIN | CALIBRATE | BENCH) /* takes adapters and palettes */
 #define COMPUTES                                                                                   \
-    (RUN | SCORE | LOGITS | ADAPTER_CHECK | CONVERT | MERGE | POOL_TRAIN | POOL_EXPORT | BLEND |   \
-     EVAL | SERVE | EXPLAIN | CALIBRATE | BENCH)
+    (RUN | SCORE | LOGITS | ADAPTER_CHECK | CONVERT | MERGE | POOL_TRAIN | POOL_EXPORT |           \
+     POOL_CONVERT | BLEND | EVAL | SERVE | EXPLAIN | CALIBRATE | BENCH)
 #define ANSWERS (RUN | EXPLAIN | CALIBRATE) /* generates text */
 #define ROUTES (RUN | SERVE)                /* asks by rule */
 #define ASKS (ROUTES | CALIBRATE)
@@ -390,14 +391,19 @@ const struct cr_option cr_options[] = {
           "draw the result as a chart"),
     VALUE(OUTPUT, CONVERT | POOL_EXPORT, OUTPUT, 'o', "output", FILE, CR_OF_MUST, "FILE|DIR", NULL,
           "NAME.gguf for a GGUF file, any other name for a PEFT folder"),
+    VALUE(OUTPUT, POOL_CONVERT, OUTPUT, 'o', "output", FILE, CR_OF_MUST, "FILE", NULL,
+          "the pool to write"),
     VALUE(OUTPUT, MERGE, OUTPUT, 'o', "output", FILE, CR_OF_MUST, "FILE", NULL,
           "the GGUF file to write"),
     VALUE(OUTPUT, POOL_TRAIN, OUTPUT, 'o', "output", FILE, 0, "FILE", NULL,
           "the pool to write; needed unless --plan"),
     VALUE(NAME, POOL_TRAIN | BLEND, OUTPUT, 0, "name", TEXT, 0, "TEXT", NULL,
           "name inside the file; without it the name of the file"),
-    VALUE(TYPE, CONVERT | MERGE | POOL_TRAIN | POOL_EXPORT, OUTPUT, 0, "type", CHOICE, 0,
-          "f16|f32|bf16", "f16", "type of the numbers in the file (bf16: merge only)"),
+    VALUE(TYPE, CONVERT | MERGE | POOL_EXPORT, OUTPUT, 0, "type", CHOICE, 0, "f16|f32|bf16", "f16",
+          "type of the numbers in the file (bf16: merge only)"),
+    VALUE(TYPE, POOL_TRAIN | POOL_CONVERT, OUTPUT, 0, "type", CHOICE, 0, "q8_0|f16|f32", "q8_0",
+          "type of the adapters in the file (q8_0: f16 where rank times outputs is no multiple of "
+          "32)"),
     FLAG(LIST_TENSORS, INFO | ADAPTER_INFO | POOL_INFO, OUTPUT, 0, "list-tensors",
          "name every tensor with its type and shape"),
     VALUE(OUTPUT, LOGITS, OUTPUT, 'o', "output", FILE, CR_OF_MUST, "FILE", NULL,

@@ -17,6 +17,7 @@ int cr_cli_adapter_merge(const struct cr_args *a);
 int cr_cli_pool_train(const struct cr_args *a);
 int cr_cli_pool_info(const struct cr_args *a);
 int cr_cli_pool_export(const struct cr_args *a);
+int cr_cli_pool_convert(const struct cr_args *a);
 int cr_cli_blend(const struct cr_args *a);
 int cr_cli_eval(const struct cr_args *a);
 int cr_cli_serve(const struct cr_args *a);

@@ -113,6 +113,21 @@ enum cr_status cr_lora_check_base(const cr_model *m, const char *hash, size_t n,
                         (int)(n < 64 ? n : 64), hash, own ? own : "unknown");
 }
 
+/* The scale is rounded first, up where 127 of it would fall short of the largest value by half a
+ * code: small scales are subnormal, and what they lack is not to be cut off the value. */
+static void encode_q8_0(struct cr_block_q8_0 *b, const float *x)
+{
+    float top = 0;
+    for (int i = 0; i < CR_QK; i++)
+        top = fmaxf(top, fabsf(x[i]));
+    b->d = cr_f32_to_f16(top / 127);
+    if (127.5f * cr_f16_to_f32(b->d) < top)
+        b->d++;
+    const float d = cr_f16_to_f32(b->d);
+    for (int i = 0; i < CR_QK; i++)
+        b->q[i] = (int8_t)fmaxf(-127, fminf(127, d > 0 ? rintf(x[i] / d) : 0));
+}
+
 bool cr_lora_encode(const cr_model *m, uint32_t type, void *dst, const float *src, size_t n)
 {
     if (type == CR_F32) {
@@ -122,7 +137,11 @@ bool cr_lora_encode(const cr_model *m, uint32_t type, void *dst, const float *sr
     for (size_t i = 0; i < n; i++)
         if (!(fabsf(src[i]) <= 65504.0f))
             return false;
-    m->k->f32_to_f16(dst, src, n);
+    if (type == CR_F16)
+        m->k->f32_to_f16(dst, src, n);
+    else
+        for (size_t i = 0; i < n; i += CR_QK)
+            encode_q8_0((struct cr_block_q8_0 *)dst + i / CR_QK, src + i);
     return true;
 }
 

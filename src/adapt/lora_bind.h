@@ -70,7 +70,7 @@ enum cr_status cr_adapter_open_peft(cr_adapter **out, const cr_model *m, const c
 /* CR_INVALID when `hash` (may be NULL: not known) is not that of m. */
 enum cr_status cr_lora_check_base(const cr_model *m, const char *hash, size_t n, const char *path,
                                   struct cr_error *err);
-/* n values to `type` (CR_F32 or CR_F16); false when one does not fit. */
+/* n values to `type` (CR_F32, CR_F16, or CR_Q8_0 for whole blocks); false when one does not fit. */
 bool cr_lora_encode(const cr_model *m, uint32_t type, void *dst, const float *src, size_t n);
 
 #endif

@@ -15,7 +15,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { RUN = 64 }; /* adapters that are mixed in one pass over the output */
+enum { RUN = 64 /* adapters that are mixed in one pass over the output */, LINE = 64 };
 
 /* The numbers, names and pairs table; no room for values yet. */
 static cr_pool *new_shell(const cr_model *m, enum cr_pool_form form, enum cr_pool_kind kind, int n,
@@ -201,15 +201,17 @@ int cr_pool_size(const cr_pool *p)
     return p->n;
 }
 
-/* Values [at, at + n) of all B of a pair: a pointer into float32, or filled into tmp [n]. */
+/* Values [at, at + n) of all B of a pair, blocks of its type: a pointer into float32, or filled
+ * into tmp [n]. */
 static const float *b_values(const cr_pool *p, const struct cr_pool_pair *pair, size_t at, size_t n,
                              float *tmp)
 {
     if (pair->b)
         return pair->b + at;
+    const void *from = pair->b_file + cr_row_bytes(p->b_type, at);
     if (p->b_type == CR_F32)
-        return (const float *)pair->b_file + at;
-    p->model->k->dequantize[CR_F16](tmp, (const uint16_t *)pair->b_file + at, n);
+        return from;
+    p->model->k->dequantize[p->b_type](tmp, from, n);
     return tmp;
 }
 
@@ -278,16 +280,17 @@ static void hold_pairs(void *ud, size_t begin, size_t end, int thread)
     cr_pool *p = ud;
     const size_t n = (size_t)p->n;
     for (size_t i = begin; i < end; i++) {
-        const uint16_t *from = p->pairs[i].b_file;
-        uint16_t *to = (uint16_t *)(uintptr_t)p->pairs[i].b_held;
-        const size_t count = b_count(p, i);
-        for (size_t at = 0; to && at < count; at += CR_POOL_RUN) {
-            const size_t run = count - at < CR_POOL_RUN ? count - at : CR_POOL_RUN;
+        const char *from = p->pairs[i].b_file;
+        char *to = (char *)(uintptr_t)p->pairs[i].b_held;
+        const size_t one = cr_row_bytes(p->b_type, b_count(p, i));
+        const size_t most = cr_row_bytes(p->b_type, CR_POOL_RUN);
+        for (size_t at = 0; to && at < one; at += most) {
+            const size_t run = one - at < most ? one - at : most;
             for (size_t a = 0; a < n; a++, to += run)
-                memcpy(to, from + a * count + at, run * sizeof *to);
+                memcpy(to, from + a * one + at, run);
         }
         if (to && cr_gguf_is_mapped(p->file))
-            cr_drop_mapped(from, n * count * sizeof *from);
+            cr_drop_mapped(from, n * one);
     }
 }
 
@@ -297,17 +300,17 @@ void cr_pool_hold(cr_pool *p)
     size_t bytes = 0;
     for (size_t i = 0; i < slots; i++)
         if (p->pairs[i].b_file)
-            bytes += (size_t)p->n * b_count(p, i) * sizeof *p->pairs[i].b_held;
-    if (p->form != CR_POOL_SHARED || p->b_type != CR_F16 || !bytes || p->held ||
+            bytes += (size_t)p->n * cr_row_bytes(p->b_type, b_count(p, i));
+    if (p->form != CR_POOL_SHARED || p->b_type == CR_F32 || !bytes || p->held ||
         !cr_may_copy(p->model, bytes))
         return;
     bytes = (bytes + CR_HUGE_PAGE - 1) / CR_HUGE_PAGE * CR_HUGE_PAGE;
     p->held = cr_alloc(bytes + CR_HUGE_PAGE, 1);
-    uint16_t *at = p->held ? cr_huge_area(p->held, bytes) : NULL;
+    char *at = p->held ? cr_huge_area(p->held, bytes) : NULL;
     for (size_t i = 0; at && i < slots; i++)
         if (p->pairs[i].b_file) {
             p->pairs[i].b_held = at;
-            at += (size_t)p->n * b_count(p, i);
+            at += (size_t)p->n * cr_row_bytes(p->b_type, b_count(p, i));
         }
     if (at)
         cr_threads_run_dynamic(p->model->threads, slots, 1, hold_pairs, p);
@@ -323,29 +326,40 @@ struct blend_job {
     int first, last; /* adapters with a weight lie in [first, last] */
 };
 
+/* out[i] += sum_j w[j] b[j * ldb + i], i < count, j < n; b in the type of the file. */
+static void mix(const cr_pool *p, float *out, const float *w, const void *b, size_t ldb, size_t n,
+                size_t count)
+{
+    if (p->b_type == CR_F16)
+        p->model->k->attn_mix_f16(out, 0, w, 0, 1, b, ldb, n, count);
+    else
+        p->model->k->mix_q8_0(out, w, b, ldb / CR_QK, n, count);
+}
+
 /* out[i] = scale * sum_n w_n B_n[at + i] for `count` of the `all` values of one B, each sum in the
  * order of n. Adapters without a weight are never read. */
 static void blend_values(const struct blend_job *job, const struct cr_pool_pair *pair, float *out,
                          size_t at, size_t count, size_t all)
 {
     const cr_pool *p = job->p;
-    const struct cr_kernels *k = p->model->k;
     memset(out, 0, count * sizeof *out);
     for (size_t a = (size_t)job->first, n; a <= (size_t)job->last; a += n) {
         float w[RUN];
         for (n = 0; n < RUN && a + n <= (size_t)job->last && job->weights[a + n] != 0; n++)
             w[n] = job->scale * job->weights[a + n];
-        const uint16_t *held = pair->b_held ? pair->b_held + at * (size_t)p->n + a * count : NULL;
-        for (size_t i = 0; held && i < n * count; i += 32) /* the next ones */
-            __builtin_prefetch(held + (size_t)p->n * count + i);
+        const char *held = pair->b_held;
+        if (held)
+            held += cr_row_bytes(p->b_type, at * (size_t)p->n + a * count);
+        for (size_t i = 0; held && i < cr_row_bytes(p->b_type, n * count); i += LINE)
+            __builtin_prefetch(held + cr_row_bytes(p->b_type, (size_t)p->n * count) + i);
         if (n && held)
-            k->attn_mix_f16(out, 0, w, 0, 1, held, count, n, count);
-        else if (n && !pair->b && p->b_type == CR_F16)
-            k->attn_mix_f16(out, 0, w, 0, 1, (const uint16_t *)pair->b_file + a * all + at, all, n,
-                            count);
+            mix(p, out, w, held, count, n, count);
+        else if (n && !pair->b && p->b_type != CR_F32)
+            mix(p, out, w, pair->b_file + cr_row_bytes(p->b_type, a * all + at), all, n, count);
         else
             for (size_t j = 0; j < n; j++)
-                k->axpy(out, w[j], b_values(p, pair, (a + j) * all + at, count, NULL), count);
+                p->model->k->axpy(out, w[j], b_values(p, pair, (a + j) * all + at, count, NULL),
+                                  count);
         n += n == 0;
     }
 }
@@ -362,19 +376,22 @@ static void blend_shared(const struct blend_job *job, int i, float *out, size_t 
 /* out[o, (a - first) * r + j] = scale * w_a * B_a[o, j] */
 static void blend_separate(const struct blend_job *job, int i, float *out, size_t count)
 {
-    float tmp[CR_LORA_MAX_RANK];
+    enum { SOME = 4096 }; /* whole blocks, perhaps not whole rows */
+    float tmp[SOME];
     const cr_pool *p = job->p;
     size_t r = (size_t)p->rank, width = (size_t)(job->last - job->first + 1) * r;
-    size_t rows = CR_LORA_MAX_RANK / r * r; /* values of whole rows that fit tmp */
     for (int a = job->first; a <= job->last; a++) {
-        float s = job->scale * job->weights[a];
-        for (size_t at = 0; at < count; at += rows) {
-            size_t n = count - at < rows ? count - at : rows;
+        float s = job->scale * job->weights[a], *to = out + (size_t)(a - job->first) * r;
+        for (size_t at = 0, j = 0; at < count; at += SOME) {
+            size_t n = count - at < SOME ? count - at : SOME;
             const float *b = b_values(p, &p->pairs[i], (size_t)a * count + at, n, tmp);
-            float *to = out + at / r * width + (size_t)(a - job->first) * r;
-            for (size_t o = 0; o < n / r; o++)
-                for (size_t j = 0; j < r; j++)
-                    to[o * width + j] = s * b[o * r + j];
+            for (size_t k = 0; k < n; k++) {
+                to[j] = s * b[k];
+                if (++j == r) {
+                    j = 0;
+                    to += width;
+                }
+            }
         }
     }
 }

@@ -2,11 +2,11 @@
 /*
  * A pool file: N base adapters and an index. GGUF with general.type = "crayon.pool".
  *
- * Keys: general.architecture, general.name, crayon.pool.version = 1, .base_hash (cr_model_hash),
+ * Keys: general.architecture, general.name, crayon.pool.version, .base_hash (cr_model_hash),
  *   .form "shared"|"separate", .kind "library"|"centroid"|"lora", .n, .rank, .alpha (float),
  *   .tasks [names], .descriptions [texts], .rows [u32 training rows per task], .middle_layer,
  *   .tau_qx, .tau_middle (centroid), .mode "soft"|"hard" (centroid), .command, .steps, .loss, .seed
- * Tensors, per layer L and linear in the GGUF naming, F16 or F32:
+ * Tensors, per layer L and linear in the GGUF naming, in version 1 F16 or F32:
  *   blk.L.NAME.weight.lora_a  ne = [n_in, rank]     (shared)   or [n_in, rank, N] (separate)
  *   blk.L.NAME.weight.lora_b  ne = [rank, n_out, N]  B_n as [n_out, rank], innermost rank
  *   index.qx.mean [q_dim], index.qx.proto [q_dim, T], index.middle.mean, .std [n_embd],
@@ -17,6 +17,8 @@
  * "lora" (one plain LoRA, N = 1) may have no index at all. Names of tasks are labels, never paths.
  * A prototype is the mean of the normalised embeddings (view minus mean, for the middle view
  * divided by std) of the task's rows, normalised.
+ * Version 2 has all B in Q8_0 with ne = [rank * n_out, N], since a block takes more than a rank:
+ * the values lie in the same order. Its A may be Q8_0 too.
  */
 #ifndef CR_POOL_H
 #define CR_POOL_H
@@ -44,9 +46,9 @@ struct cr_pool_index {
 struct cr_pool_pair {
     float *a;           /* shared [rank, n_in]; separate [N, rank, n_in]; NULL: not a target */
     float *b;           /* [N, n_out, rank], or NULL */
-    const void *b_file; /* the same, or NULL */
+    const char *b_file; /* the same, or NULL */
     /* A copy by cr_pool_hold, or NULL: CR_POOL_RUN values of every adapter, then the next ones. */
-    const uint16_t *b_held;
+    const char *b_held;
 };
 
 struct cr_pool {
@@ -64,7 +66,7 @@ struct cr_pool {
     char hash[65]; /* of an opened file: header and samples, like cr_model_hash; else "" */
     struct cr_pool_index index;
     struct cr_pool_pair *pairs; /* [n_layers * CR_LIN_COUNT] */
-    uint32_t b_type;            /* of b_file: CR_F16 or CR_F32 */
+    uint32_t b_type;            /* of b_file: CR_F16, CR_F32 or CR_Q8_0 */
     float *data;                /* owns a and b */
     cr_gguf *file;              /* keeps b_file mapped, or NULL */
     void *held;                 /* owns b_held, or NULL */
@@ -87,8 +89,10 @@ enum cr_status cr_pool_index_alloc(cr_pool *p, int n_entries, struct cr_error *e
 /* The index of another pool of the same model, if it has one: names, prototypes, and its weights
  * where both have as many adapters, else 1. So what is tuned from a blend keeps the pool's view. */
 enum cr_status cr_pool_index_copy(cr_pool *to, const cr_pool *from, struct cr_error *err);
-/* Checks the pool as cr_pool_open does and writes it whole or not at all. type CR_F16 or CR_F32 for
- * the adapters (CR_INVALID where a value does not fit F16); the index is float32. */
+/* Checks the pool as cr_pool_open does and writes it whole or not at all. type CR_F16, CR_F32 or
+ * CR_Q8_0 for the adapters (CR_INVALID where a value does not fit F16); the index is float32. What
+ * does not fill blocks stays F16: A where its n_in is no multiple of 32, all where the values of a
+ * B are none. */
 enum cr_status cr_pool_write(const cr_pool *p, const char *path, uint32_t type,
                              struct cr_error *err);
 /* Packs the A that the palettes of a SHARED pool have in common, which may not change any more. */

@@ -92,7 +92,7 @@ static enum cr_status expect_text(const cr_gguf *g, const char *path, const char
 
 struct shape { /* what cr_pool_new needs */
     int form, kind;
-    uint32_t n, rank;
+    uint32_t n, rank, version;
     float alpha;
     bool target[CR_LIN_COUNT];
 };
@@ -101,13 +101,12 @@ static enum cr_status read_shape(const cr_gguf *g, cr_model *m, const char *path
                                  struct cr_error *err)
 {
     struct cr_str hash;
-    uint32_t version = 0;
     enum cr_status status = expect_text(g, path, "general.type", "crayon.pool", err);
     if (status == CR_OK)
-        status = cr_gguf_u32(g, "crayon.pool.version", true, &version, err);
-    if (status == CR_OK && version != 1)
-        status = cr_error_set(err, CR_UNSUPPORTED, "%s: pool version %u, this program reads 1",
-                              path, version);
+        status = cr_gguf_u32(g, "crayon.pool.version", true, &s->version, err);
+    if (status == CR_OK && s->version != 1 && s->version != 2)
+        status = cr_error_set(err, CR_UNSUPPORTED,
+                              "%s: pool version %u, this program reads 1 and 2", path, s->version);
     if (status == CR_OK)
         status = expect_text(g, path, "general.architecture", m->info.arch, err);
     if (status == CR_OK)
@@ -175,6 +174,17 @@ struct found { /* [n_layers * CR_LIN_COUNT] */
     const struct cr_tensor *half[2];
 };
 
+/* NULL, or the types that this version has. */
+static const char *refuse_type(const struct shape *s, int is_b, uint32_t type)
+{
+    const bool floats = type == CR_F16 || type == CR_F32;
+    if (s->version == 1)
+        return floats ? NULL : "F16 or F32";
+    if (type == CR_Q8_0 || (floats && !is_b))
+        return NULL;
+    return is_b ? "Q8_0" : "Q8_0, F16 or F32";
+}
+
 /* Every tensor of the file finds its slot, or is refused. */
 static void place_tensors(const cr_gguf *g, const cr_model *m, struct shape *s, struct found *found,
                           struct cr_refusals *bad)
@@ -194,8 +204,14 @@ static void place_tensors(const cr_gguf *g, const cr_model *m, struct shape *s, 
         uint64_t sets = s->form == CR_POOL_SEPARATE || is_b ? s->n : 1;
         uint64_t ne0 = is_b ? s->rank : (uint64_t)w->n_in;
         uint64_t ne1 = is_b ? (uint64_t)w->n_out : s->rank;
-        if (t->type != CR_F16 && t->type != CR_F32)
-            cr_refuse(bad, CR_UNSUPPORTED, "%.*s (want F16 or F32)", n, t->name.p);
+        const char *want = refuse_type(s, is_b, t->type);
+        if (is_b && s->version == 2) {
+            ne0 *= ne1;
+            ne1 = sets;
+            sets = 1;
+        }
+        if (want)
+            cr_refuse(bad, CR_UNSUPPORTED, "%.*s (want %s)", n, t->name.p, want);
         else if (t->ne[0] != ne0 || t->ne[1] != ne1 || t->ne[2] != sets || t->ne[3] != 1)
             cr_refuse(bad, CR_FORMAT, "%.*s (%llu x %llu x %llu, want %llu x %llu x %llu)", n,
                       t->name.p, (unsigned long long)t->ne[0], (unsigned long long)t->ne[1],
@@ -232,9 +248,20 @@ static void check_complete(const cr_model *m, const struct shape *s, const struc
         cr_refuse(bad, CR_FORMAT, "no adapter tensors");
 }
 
+/* No scale is NaN or infinity. */
+static bool blocks_finite(const struct cr_block_q8_0 *b, size_t n)
+{
+    bool bad = false;
+    for (size_t i = 0; i < n; i++)
+        bad |= (b[i].d & 0x7c00) == 0x7c00;
+    return !bad;
+}
+
 /* No NaN or infinity: an exponent of all ones. Four or two values at a time. */
 static bool all_finite(uint32_t type, const void *data, size_t bytes)
 {
+    if (type == CR_Q8_0)
+        return blocks_finite(data, bytes / sizeof(struct cr_block_q8_0));
     const uint64_t mask = type == CR_F16 ? 0x7c007c007c007c00u : 0x7f8000007f800000u;
     const uint64_t one = type == CR_F16 ? 0x0400040004000400u : 0x0080000000800000u;
     const uint64_t top = type == CR_F16 ? 0x8000800080008000u : 0x8000000080000000u;
@@ -542,14 +569,14 @@ enum cr_status cr_pool_open(cr_pool **out, cr_model *m, const char *path, struct
 
 /* ---- writing ---- */
 
-static void put_keys(cr_gguf_writer *w, const cr_pool *p)
+static void put_keys(cr_gguf_writer *w, const cr_pool *p, uint32_t type)
 {
     const struct cr_pool_index *x = &p->index;
     size_t t = (size_t)x->n_entries;
     cr_gguf_put_str(w, "general.architecture", p->model->info.arch);
     cr_gguf_put_str(w, "general.type", "crayon.pool");
     cr_gguf_put_str(w, "general.name", p->name);
-    cr_gguf_put_u32(w, "crayon.pool.version", 1);
+    cr_gguf_put_u32(w, "crayon.pool.version", type == CR_Q8_0 ? 2 : 1);
     cr_gguf_put_str(w, "crayon.pool.base_hash", p->base_hash);
     cr_gguf_put_str(w, "crayon.pool.form", form_names[p->form]);
     cr_gguf_put_str(w, "crayon.pool.kind", kind_names[p->kind]);
@@ -594,6 +621,12 @@ static void put_index(cr_gguf_writer *w, const cr_pool *p)
     cr_gguf_put_tensor(w, "index.middle.proto", CR_F32, 2, (uint64_t[]){e, t}, x->mid_proto);
 }
 
+/* The type of A beside a B of `type`. */
+static uint32_t type_of_a(uint32_t type, const struct cr_matrix *w)
+{
+    return type == CR_Q8_0 && w->n_in % CR_QK ? CR_F16 : type;
+}
+
 /* A and B of slot i as `type` at *to, which moves on. b has room for one B. */
 static bool put_pair(cr_gguf_writer *w, const cr_pool *p, int i, uint32_t type, float *b,
                      uint8_t **to)
@@ -603,17 +636,20 @@ static bool put_pair(cr_gguf_writer *w, const cr_pool *p, int i, uint32_t type, 
     uint64_t r = (uint64_t)p->rank, n = (uint64_t)p->n;
     uint64_t sets = p->form == CR_POOL_SEPARATE ? n : 1;
     uint64_t ne_a[3] = {(uint64_t)m->n_in, r, sets}, ne_b[3] = {r, (uint64_t)m->n_out, n};
-    size_t na = (size_t)(ne_a[0] * r * sets), nb = (size_t)(ne_b[1] * r * n);
+    const size_t na = (size_t)(ne_a[0] * r * sets), one = (size_t)(ne_b[1] * r);
+    const uint32_t a_type = type_of_a(type, m);
     char name[96];
     snprintf(name, sizeof name, "blk.%d.%s.weight.lora_a", i / CR_LIN_COUNT, cr_linear_names[lin]);
-    cr_gguf_put_tensor(w, name, type, sets > 1 ? 3 : 2, ne_a, *to);
-    bool ok = cr_lora_encode(p->model, type, *to, p->pairs[i].a, na) &&
-              all_finite(type, *to, cr_row_bytes(type, na));
-    *to += cr_row_bytes(type, na);
+    cr_gguf_put_tensor(w, name, a_type, sets > 1 ? 3 : 2, ne_a, *to);
+    bool ok = cr_lora_encode(p->model, a_type, *to, p->pairs[i].a, na) &&
+              all_finite(a_type, *to, cr_row_bytes(a_type, na));
+    *to += cr_row_bytes(a_type, na);
     name[strlen(name) - 1] = 'b';
-    cr_gguf_put_tensor(w, name, type, 3, ne_b, *to);
+    if (type == CR_Q8_0)
+        cr_gguf_put_tensor(w, name, type, 2, (uint64_t[]){one, n}, *to);
+    else
+        cr_gguf_put_tensor(w, name, type, 3, ne_b, *to);
     for (int k = 0; k < p->n && ok; k++) {
-        size_t one = nb / (size_t)n;
         cr_pool_read_b(p, i / CR_LIN_COUNT, lin, k, b);
         ok = cr_lora_encode(p->model, type, *to, b, one) &&
              all_finite(type, *to, cr_row_bytes(type, one));
@@ -644,26 +680,33 @@ static enum cr_status check_index(const cr_pool *p, const char *path, struct cr_
 enum cr_status cr_pool_write(const cr_pool *p, const char *path, uint32_t type,
                              struct cr_error *err)
 {
-    if (type != CR_F16 && type != CR_F32)
-        return cr_error_set(err, CR_INVALID, "%s: want type F16 or F32, got %u", path, type);
+    if (type != CR_F16 && type != CR_F32 && type != CR_Q8_0)
+        return cr_error_set(err, CR_INVALID, "%s: want type F16, F32 or Q8_0, got %u", path, type);
     enum cr_status status = check_index(p, path, err);
     if (status != CR_OK)
         return status;
-    size_t floats = 0, sets = p->form == CR_POOL_SEPARATE ? (size_t)p->n : 1, widest = 0;
+    const size_t r = (size_t)p->rank, a_rows = p->form == CR_POOL_SEPARATE ? r * (size_t)p->n : r;
+    size_t bytes = 0, widest = 0;
     for (int l = 0; l < CR_LIN_COUNT; l++) {
         const struct cr_matrix *w = cr_model_linear(p->model, 0, (enum cr_linear)l);
         widest = (size_t)w->n_out > widest ? (size_t)w->n_out : widest;
-        if (p->target[l])
-            floats += (size_t)p->n_layers * (size_t)p->rank *
-                      (sets * (size_t)w->n_in + (size_t)p->n * (size_t)w->n_out);
+        if (p->target[l] && type == CR_Q8_0 && (size_t)w->n_out * r % CR_QK)
+            type = CR_F16;
     }
-    uint8_t *data = cr_alloc(floats, type == CR_F16 ? 2 : 4), *to = data;
-    float *b = cr_alloc(widest * (size_t)p->rank, sizeof *b);
+    for (int l = 0; l < CR_LIN_COUNT; l++) {
+        const struct cr_matrix *w = cr_model_linear(p->model, 0, (enum cr_linear)l);
+        if (p->target[l])
+            bytes +=
+                (size_t)p->n_layers * (cr_row_bytes(type_of_a(type, w), a_rows * (size_t)w->n_in) +
+                                       cr_row_bytes(type, (size_t)p->n * r * (size_t)w->n_out));
+    }
+    uint8_t *data = cr_alloc(bytes, 1), *to = data;
+    float *b = cr_alloc(widest * r, sizeof *b);
     cr_gguf_writer *w = cr_gguf_writer_new();
     if (!data || !b || !w)
         status = no_memory(path, err);
     if (status == CR_OK)
-        put_keys(w, p);
+        put_keys(w, p, type);
     for (int i = 0; i < p->n_layers * CR_LIN_COUNT && status == CR_OK; i++)
         if (p->pairs[i].a && !put_pair(w, p, i, type, b, &to))
             status = cr_error_set(err, CR_INVALID, "%s: blk.%d.%s has values that do not fit %s",

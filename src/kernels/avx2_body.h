@@ -467,6 +467,10 @@ INLINE vf v_load_f16(const uint16_t *p)
 {
     return _mm256_cvtph_ps(_mm_loadu_si128((const void *)p));
 }
+INLINE vf v_set1_f16(const uint16_t *p)
+{
+    return _mm256_cvtph_ps(_mm_set1_epi16((short)*p));
+}
 /* One load to both halves and one shuffle into the upper words. */
 INLINE vf v_load_bf16(const uint16_t *p)
 {

@@ -96,7 +96,11 @@ struct cr_kernels {
     /* y[t * ldy + i] += sum_j p[t * ldp + j] v[j * ldv + i], j < n, i < d, in the order of j. */
     void (*attn_mix_f16)(float *y, size_t ldy, const float *p, size_t ldp, size_t n_q,
                          const uint16_t *v, size_t ldv, size_t n, size_t d);
-    /* The same with a cache of 8 bits, d % 32 == 0: tiles of cr_kv8_tile(d) bytes, codes first and
+    /* One sum over rows of blocks, ldv of them apart; d % 32 == 0, d_j is the scale of the block:
+     *     y[i] += (p[j] d_j) code_j[i],  fused,  in the order of j. */
+    void (*mix_q8_0)(float *y, const float *p, const struct cr_block_q8_0 *v, size_t ldv, size_t n,
+                     size_t d);
+    /* Attention with a cache of 8 bits, d % 32 == 0: tiles of cr_kv8_tile(d) bytes, codes first and
      * then the cells' scales as float16, one for each 32 values of a head, scale b of cell c at
      * b * TILE + c. Code i of cell c is at (i / 4 * TILE + c) * 4 + i % 4 in keys, exclusive or
      * kv_flip, and at c * d + i in values. q: blocks of heads, ldq of them apart; p begins with

@@ -201,6 +201,10 @@ INLINE vf v_load_f16(const uint16_t *p)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p));
 }
+INLINE vf v_set1_f16(const uint16_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_set1_epi16((short)*p));
+}
 INLINE vf v_load_bf16(const uint16_t *p)
 {
     __m512i h = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p));

@@ -242,6 +242,16 @@ static void attn_mix_f16(float *y, size_t ldy, const float *p, size_t ldp, size_
                 y[t * ldy + i] += p[t * ldp + j] * cr_f16_to_f32(v[j * ldv + i]);
 }
 
+static void mix_q8_0(float *y, const float *p, const struct cr_block_q8_0 *v, size_t ldv, size_t n,
+                     size_t d)
+{
+    for (size_t j = 0; j < n; j++)
+        for (size_t i = 0; i < d; i++) {
+            const struct cr_block_q8_0 *b = &v[j * ldv + i / CR_QK];
+            y[i] = fmaf(p[j] * cr_f16_to_f32(b->d), (float)b->q[i % CR_QK], y[i]);
+        }
+}
+
 void cr_attn_scores_q8_ref(float *s, size_t lds, const struct cr_block_q8a *q, size_t ldq,
                            size_t n_q, const uint8_t *k, size_t begin, size_t end, size_t d,
                            float scale)
@@ -331,6 +341,7 @@ const struct cr_kernels cr_kernels_ref = {
     .dot = dot,
     .attn_scores_f16 = attn_scores_f16,
     .attn_mix_f16 = attn_mix_f16,
+    .mix_q8_0 = mix_q8_0,
     .attn_scores_q8 = cr_attn_scores_q8_ref,
     .attn_mix_q8 = cr_attn_mix_q8_ref,
     .rope_norm = rope_norm,

@@ -9,6 +9,7 @@
  *     v_lanes(begin, end) v_store_mask(p, v, mask)    only those lanes
  *     v_columns(out, p, rb)                           4 floats of each of LANES rows, by column
  *     v_load_f16(p) v_load_bf16(p) v_load_i8(p)       LANES values widened to float
+ *     v_set1_f16(p)                                   one value, in every lane
  *     v_store_f16(p, v)                               round to nearest even
  *     v_add v_sub v_mul v_div                         v_fma(a, b, c) = a b + c, rounded once
  *     v_max(a, b) v_min(a, b)                         NaN where b is NaN
@@ -594,6 +595,48 @@ static void attn_mix_f16(float *y, size_t ldy, const float *p, size_t ldp, size_
     }
 }
 
+/* n rows of B blocks: their sums stay in registers over all rows. */
+INLINE void mix_blocks(int B, float *y, const float *p, const struct cr_block_q8_0 *v, size_t ldv,
+                       size_t n)
+{
+    enum { C = CR_QK / LANES };
+    vf acc[2][C];
+    UNROLL for (int b = 0; b < B; b++)
+    {
+        UNROLL for (int c = 0; c < C; c++)
+        {
+            acc[b][c] = v_load(y + b * CR_QK + c * LANES);
+        }
+    }
+    for (size_t j = 0; j < n; j++, v += ldv) {
+        const vf weight = v_set1(p[j]);
+        UNROLL for (int b = 0; b < B; b++)
+        {
+            const vf w = v_mul(weight, v_set1_f16(&v[b].d));
+            UNROLL for (int c = 0; c < C; c++)
+            {
+                acc[b][c] = v_fma(w, v_load_i8(v[b].q + c * LANES), acc[b][c]);
+            }
+        }
+    }
+    UNROLL for (int b = 0; b < B; b++)
+    {
+        UNROLL for (int c = 0; c < C; c++)
+        {
+            v_store(y + b * CR_QK + c * LANES, acc[b][c]);
+        }
+    }
+}
+
+static void mix_q8_0(float *y, const float *p, const struct cr_block_q8_0 *v, size_t ldv, size_t n,
+                     size_t d)
+{
+    for (; d >= 2 * CR_QK; d -= 2 * CR_QK, y += 2 * CR_QK, v += 2)
+        mix_blocks(2, y, p, v, ldv, n);
+    if (d)
+        mix_blocks(1, y, p, v, ldv, n);
+}
+
 /* The entries of a level's table that come from here. */
 #define VECTOR_KERNELS                                                                             \
     .dequantize = {[CR_F32] = dequantize_f32,   [CR_F16] = dequantize_f16,                         \
@@ -604,7 +647,7 @@ static void attn_mix_f16(float *y, size_t ldy, const float *p, size_t ldp, size_
                    [CR_Q6_K] = dequantize_q6_k, [CR_IQ4_NL] = dequantize_iq4_nl},                  \
     .f32_to_f16 = f32_to_f16, .f32_to_bf16 = f32_to_bf16, .rmsnorm = rmsnorm, .softmax = softmax,  \
     .silu_mul = silu_mul, .gelu_mul = gelu_mul, .add = add, .axpy = axpy, .dot = dot,              \
-    .attn_scores_f16 = attn_scores_f16, .attn_mix_f16 = attn_mix_f16, .rope_norm = rope_norm,      \
-    .rope_neox = rope_neox
+    .attn_scores_f16 = attn_scores_f16, .attn_mix_f16 = attn_mix_f16, .mix_q8_0 = mix_q8_0,        \
+    .rope_norm = rope_norm, .rope_neox = rope_neox
 
 #endif

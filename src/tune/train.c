@@ -126,9 +126,9 @@ static enum cr_status check_options(const struct cr_train_options *o, struct cr_
     if (!status && o->start && o->kind != CR_POOL_LORA)
         status = cr_error_set(err, CR_INVALID,
                               "training: only a plain LoRA (kind lora) can start from an adapter");
-    if (!status && o->type != CR_F16 && o->type != CR_F32)
+    if (!status && o->type != CR_F16 && o->type != CR_F32 && o->type != CR_Q8_0)
         status =
-            cr_error_set(err, CR_INVALID, "training: the pool's type is F16 or F32, got %s",
+            cr_error_set(err, CR_INVALID, "training: the pool's type is F16, F32 or Q8_0, got %s",
                          cr_type_info(o->type)->name ? cr_type_info(o->type)->name : "unknown");
     return status;
 }
@@ -251,7 +251,7 @@ static enum cr_status plan_memory(cr_trainer *t, size_t most_rows, size_t most_m
 {
     struct cr_train_plan *p = &t->plan;
     size_t threads = (size_t)cr_threads_count(t->m->threads), n = t->low.n_params;
-    uint64_t pool = (uint64_t)t->low.n_adapter * (t->opt.type == CR_F16 ? 6 : 8);
+    uint64_t pool = (uint64_t)t->low.n_adapter * (t->opt.type == CR_F32 ? 8 : 6);
     p->n_params = n;
     p->params_bytes = 2 * n * sizeof(float) + cr_adamw_bytes(n);
     struct cr_frozen frozen = {.m = t->m, .p = &t->low, .bf16 = t->bf16};

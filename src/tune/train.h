@@ -93,7 +93,7 @@ struct cr_train_options {
     uint64_t seed;
     /* files and limits; the threads are those of the model */
     const char *out;              /* pool file; NULL: none is written (cr_trainer_pool) */
-    uint32_t type;                /* CR_F16 or CR_F32 of the adapters in the file */
+    uint32_t type;                /* of the adapters in the file: CR_F16, CR_F32 or CR_Q8_0 */
     const char *checkpoint;       /* NULL: OUT.checkpoint; removed once the pool is written */
     double checkpoint_s;          /* at most so often; 0: 60; < 0: never */
     long checkpoint_steps;        /* also every so many steps; 0: by time only */

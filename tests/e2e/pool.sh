@@ -38,6 +38,11 @@ cmp -s logits logits--palettekeptpalette || echo "the palette changes the logits
 cmp -s logits logits--adapteronegguf || echo "the adapter changes the logits"
 "$CRAYON" run --palette kept.palette -p hello -n 4 --json 2> err | grep -c '"name": "pool\.[01]"'
 "$CRAYON" pool export -q pool.gguf --task colours -o colours.gguf && "$CRAYON" pool export -q pool.gguf --palette kept.palette -o kept-peft && ls kept-peft
+"$CRAYON" pool info pool.gguf | grep -E '^types'
+for type in f16 f32 q8_0; do "$CRAYON" pool convert -q pool.gguf -o $type.gguf --type $type || fail "convert $type"; done
+cmp pool.gguf q8_0.gguf && echo "in 8 bits as it was"
+"$CRAYON" pool info f16.gguf | grep -E '^types'
+"$CRAYON" pool convert -q f32.gguf -o again.gguf && cmp pool.gguf again.gguf && echo "there and back through float32"
 "$CRAYON" pool export -q pool.gguf --task nothing -o x.gguf 2>&1; echo "-> $?"
 "$CRAYON" pool export -q pool.gguf --base 2 -o x.gguf 2>&1; echo "-> $?"
 "$CRAYON" pool export -q pool.gguf -o x.gguf 2>&1; echo "-> $?"

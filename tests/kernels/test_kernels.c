@@ -668,6 +668,57 @@ static void test_attention_q8(void)
         check_q8(1 + below(7), below(trial % 8 ? 40 : 300), CR_QK * (1 + below(4)));
 }
 
+/* Rows of blocks: the bits of the reference, in two calls, and nothing but the columns. */
+static void check_mix_q8_0(size_t n, size_t blocks)
+{
+    const struct cr_kernels *plain = cr_kernels_level(CR_CPU_REF);
+    const size_t ldv = blocks + below(3), half = below(n + 1), d = blocks * CR_QK;
+    struct buf rows = buf_new((n * ldv + 1) * sizeof(struct cr_block_q8_0), 2 * below(8));
+    struct buf p = buf_new(4 * n + 4, 0), z = buf_new(4 * d, 0), y = buf_new(4 * d, 4 * below(8));
+    struct cr_block_q8_0 *v = (void *)rows.data;
+    for (size_t i = 0; i < n * ldv; i++) {
+        v[i].d = f16(uniform(-0.02, 0.02));
+        for (int k = 0; k < CR_QK; k++)
+            v[i].q[k] = (int8_t)((int)below(256) - 128);
+    }
+    for (size_t i = 0; i < n; i++)
+        floats(&p)[i] = (float)uniform(-1, 1);
+    for (size_t i = 0; i < d; i++)
+        floats(&y)[i] = floats(&z)[i] = (float)uniform(-1, 1);
+    plain->mix_q8_0(floats(&z), floats(&p), v, ldv, n, d);
+    K->mix_q8_0(floats(&y), floats(&p), v, ldv, half, d);
+    K->mix_q8_0(floats(&y), floats(&p) + half, v + half * ldv, ldv, n - half, d);
+    CHECK(same_bits(floats(&y), floats(&z), 4 * d), "%zu rows of %zu blocks, %zu apart", n, blocks,
+          ldv);
+    /* and the reference: small integers, whose sum is exact */
+    for (size_t i = 0; i < n * ldv; i++)
+        v[i].d = f16((double)below(3));
+    for (size_t i = 0; i < n; i++)
+        floats(&p)[i] = (float)below(9) - 4;
+    memset(y.data, 0, 4 * d);
+    K->mix_q8_0(floats(&y), floats(&p), v, ldv, n, d);
+    for (size_t i = 0; i < d; i++) {
+        float want = 0;
+        for (size_t j = 0; j < n; j++) {
+            const struct cr_block_q8_0 *b = &v[j * ldv + i / CR_QK];
+            want += floats(&p)[j] * cr_f16_to_f32(b->d) * (float)b->q[i % CR_QK];
+        }
+        CHECK(floats(&y)[i] == want, "%zu rows, column %zu: %g, want %g", n, i,
+              (double)floats(&y)[i], (double)want);
+    }
+    buf_free(&rows);
+    buf_free(&p);
+    buf_free(&z);
+    buf_free(&y);
+}
+
+static void test_mix_q8_0(void)
+{
+    for (size_t n = 0; n < 70; n += 1 + n / 8)
+        for (size_t blocks = 0; blocks < 8; blocks++)
+            check_mix_q8_0(n, blocks);
+}
+
 /* ---- the second factor of a low-rank change -------------------------------------------- */
 
 /* Codes of 127 at most, one of them in each row and in each block of the factor: all is exact. */
@@ -888,6 +939,7 @@ static void test_level(void)
                  {"silu_mul", test_silu_mul},
                  {"gelu_mul", test_gelu_mul},
                  {"low", test_low},
+                 {"mix_q8_0", test_mix_q8_0},
                  {"dot", test_dot},
                  {"rope_pairs", test_rope_pairs},
                  {"dispatch", test_dispatch}};

@@ -191,7 +191,7 @@ static void test_keys_are_checked(void **state)
     } cases[] = {
         {P("crayon.pool\x0c", "crayon.poot\x0c"), "general.type: want \"crayon.pool\"", CR_FORMAT},
         {P("llama\x0c", "llame\x0c"), "want \"llama\", file has \"llame\"", CR_FORMAT},
-        {P("pool.version\4\0\0\0\1", "pool.version\4\0\0\0\2"), "pool version 2", CR_UNSUPPORTED},
+        {P("pool.version\4\0\0\0\1", "pool.version\4\0\0\0\3"), "pool version 3", CR_UNSUPPORTED},
         {P("pool.base_hash", "pool.base_hasx"), "crayon.pool.base_hash", CR_FORMAT},
         {P("shared", "sharek"), "crayon.pool.form is \"sharek\"", CR_UNSUPPORTED},
         {P("centroid", "centraid"), "crayon.pool.kind is \"centraid\"", CR_UNSUPPORTED},
@@ -270,6 +270,118 @@ static void test_values_are_checked(void **state)
     p->index.weights[1] = 0;
     p->pairs[0].a[0] = 70000;
     assert_int_equal(cr_pool_write(p, fx_path("p.gguf"), CR_F16, &err), CR_INVALID);
+    cr_pool_close(p);
+}
+
+/* B of q is within half a code of each block of p's (of its largest value: 1/254, and float16). */
+static void near_pool(const cr_pool *p, const cr_pool *q)
+{
+    static float bp[4096], bq[4096];
+    for (int i = 0; i < p->n_layers * CR_LIN_COUNT; i++) {
+        const struct cr_matrix *w = &fx_model->layers[0].lin[i % CR_LIN_COUNT];
+        const size_t count = RANK * (size_t)w->n_out;
+        for (int n = 0; n < N && p->pairs[i].a; n++) {
+            cr_pool_read_b(p, i / CR_LIN_COUNT, (enum cr_linear)(i % CR_LIN_COUNT), n, bp);
+            cr_pool_read_b(q, i / CR_LIN_COUNT, (enum cr_linear)(i % CR_LIN_COUNT), n, bq);
+            for (size_t k = 0; k < count; k += CR_QK) {
+                float top = 0;
+                for (size_t j = 0; j < CR_QK; j++)
+                    top = fmaxf(top, fabsf(bp[k + j]));
+                for (size_t j = 0; j < CR_QK; j++)
+                    assert_true(fabsf(bp[k + j] - bq[k + j]) <= top * (1 / 254.0f + 1 / 2048.0f));
+            }
+        }
+    }
+}
+
+/* Version 2: near what was written, the same bits from then on. */
+static void test_eight_bits(void **state)
+{
+    (void)state;
+    for (int form = 0; form < 2; form++) {
+        const float weights[N] = {0.5f, -1, 2};
+        cr_pool *p = random_pool((enum cr_pool_form)form, CR_POOL_LIBRARY);
+        memset(p->pairs[CR_LIN_V].b, 0, CR_QK * sizeof(float));
+        p->pairs[CR_LIN_V].b[CR_QK] = 3e-7f; /* a scale that float16 has not */
+        write_pool(p, fx_path("p.gguf"), CR_Q8_0);
+        cr_pool *q = fx_open_pool(fx_model, fx_path("p.gguf"));
+        assert_int_equal(q->b_type, CR_Q8_0);
+        assert_int_equal(q->file != NULL, true);
+        near_pool(p, q);
+        write_pool(q, fx_path("q.gguf"), CR_Q8_0);
+        cr_pool *r = fx_open_pool(fx_model, fx_path("q.gguf"));
+        assert_string_equal(q->hash, r->hash);
+        same_pool(q, r);
+        cr_pool_close(r);
+        /* what float32 keeps of it blends to the same */
+        write_pool(q, fx_path("r.gguf"), CR_F32);
+        r = fx_open_pool(fx_model, fx_path("r.gguf"));
+        same_pool(q, r);
+        cr_delta *d = fx_blend(q, weights), *e = fx_blend(r, weights);
+        assert_true(fx_logits_diff(fx_model, d, fx_model, e) < 1e-4f);
+        cr_delta_free(e);
+        cr_delta_free(d);
+        cr_pool_close(r);
+        cr_pool_close(q);
+        cr_pool_close(p);
+    }
+}
+
+/* What is less than a block stays float16: A of a model 16 wide, and all of the pool, which an old
+ * program then reads, where B of a rank leaves a block open. */
+static void test_eight_bits_want_whole_blocks(void **state)
+{
+    (void)state;
+    static const bool target[CR_LIN_COUNT] = {[CR_LIN_V] = true};
+    struct cr_error err;
+    cr_model *m = fx_open_model(CR_SOURCE_DIR "/tests/fuzz/corpus/fuzz_gguf/smollm3.gguf");
+    assert_int_equal(m->layers[0].lin[CR_LIN_V].n_in, 16);
+    assert_int_equal(m->layers[0].lin[CR_LIN_V].n_out, 16);
+    for (int rank = 2; rank <= 3; rank++) {
+        cr_pool *p, *q;
+        assert_int_equal(cr_pool_new(&p, m, CR_POOL_SHARED, CR_POOL_LORA, 1, rank, 4, target, &err),
+                         CR_OK);
+        p->pairs[CR_LIN_V].a[1] = 0.333251953125f; /* a float16 */
+        write_pool(p, fx_path("p.gguf"), CR_Q8_0);
+        q = fx_open_pool(m, fx_path("p.gguf"));
+        assert_int_equal(q->b_type, rank == 2 ? CR_Q8_0 : CR_F16);
+        assert_true(q->pairs[CR_LIN_V].a[1] == 0.333251953125f);
+        cr_pool_close(q);
+        cr_pool_close(p);
+    }
+    cr_model_close(m);
+}
+
+static void test_versions_keep_their_types(void **state)
+{
+    (void)state;
+    static const char one[] = "pool.version\4\0\0\0\1", two[] = "pool.version\4\0\0\0\2";
+    cr_pool *p = random_pool(CR_POOL_SHARED, CR_POOL_LIBRARY);
+    write_pool(p, fx_path("p.gguf"), CR_F16);
+    patch(one, two, sizeof one - 1);
+    refused(fx_path("bad.gguf"), CR_UNSUPPORTED, "blk.0.attn_q.weight.lora_b (want Q8_0)");
+    p->pairs[CR_LIN_V].b[1] = 123.25f; /* its scale is to be found in the file */
+    write_pool(p, fx_path("p.gguf"), CR_Q8_0);
+    patch(two, one, sizeof one - 1);
+    refused(fx_path("bad.gguf"), CR_UNSUPPORTED, "blk.0.attn_q.weight.lora_a (want F16 or F32)");
+    patch("pool.rank\4\0\0\0\2", "pool.rank\4\0\0\0\4", 14);
+    refused(fx_path("bad.gguf"), CR_FORMAT, "(128 x 3 x 1, want 256 x 3 x 1)");
+    cr_pool *q = fx_open_pool(fx_model, fx_path("p.gguf"));
+    static const uint16_t bad[] = {0x7c00, 0xfc00, 0x7e01};
+    const struct cr_block_q8_0 *b = (const void *)q->pairs[CR_LIN_V].b_file;
+    struct cr_block_q8_0 from = *b, to = *b;
+    assert_int_equal(b->q[1], 127);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        to.d = bad[i];
+        patch((const char *)&from, (const char *)&to, sizeof to);
+        refused(fx_path("bad.gguf"), CR_FORMAT, "blk.0.attn_v.weight.lora_b holds NaN or infinity");
+    }
+    from = to = *(const struct cr_block_q8_0 *)(const void *)q->pairs[CR_LIN_UP].b_file;
+    to.d = 0x7bff; /* 65504: large, but a number */
+    patch((const char *)&from, (const char *)&to, sizeof to);
+    cr_pool *r = fx_open_pool(fx_model, fx_path("bad.gguf"));
+    cr_pool_close(r);
+    cr_pool_close(q);
     cr_pool_close(p);
 }
 
@@ -398,12 +510,13 @@ static void test_out_of_memory_at_every_allocation(void **state)
 /* What cr_pool_hold copies mixes to the same bits as the file, with and without zero weights. */
 static void test_held_blends_the_same_bits(void **state)
 {
-    (void)state;
+    const uint32_t type = *(const uint32_t *)*state;
     static const float weights[3][N] = {{0.5f, -1, 2}, {0.5f, 0, 2}, {0, 3, 0}};
     cr_pool *p = random_pool(CR_POOL_SHARED, CR_POOL_LIBRARY);
-    write_pool(p, fx_path("p.gguf"), CR_F16);
+    write_pool(p, fx_path("p.gguf"), type);
     cr_pool_close(p);
     p = fx_open_pool(fx_model, fx_path("p.gguf"));
+    assert_int_equal(p->b_type, type);
     cr_pool *q = fx_open_pool(fx_model, fx_path("p.gguf"));
     cr_pool_hold(q);
     assert_non_null(q->held);
@@ -430,13 +543,17 @@ int main(void)
         cmocka_unit_test(test_views_may_be_absent),
         cmocka_unit_test(test_keys_are_checked),
         cmocka_unit_test(test_values_are_checked),
+        cmocka_unit_test(test_eight_bits),
+        cmocka_unit_test(test_eight_bits_want_whole_blocks),
+        cmocka_unit_test(test_versions_keep_their_types),
         cmocka_unit_test(test_attack_16_same_shapes_other_base),
         cmocka_unit_test(test_attack_17_a_million_entries),
         cmocka_unit_test(test_attack_17_names_are_only_labels),
         cmocka_unit_test(test_attack_17_fifo_device_directory),
         cmocka_unit_test(test_truncated_at_every_byte),
         cmocka_unit_test(test_out_of_memory_at_every_allocation),
-        cmocka_unit_test(test_held_blends_the_same_bits),
+        cmocka_unit_test_prestate(test_held_blends_the_same_bits, &(uint32_t){CR_F16}),
+        cmocka_unit_test_prestate(test_held_blends_the_same_bits, &(uint32_t){CR_Q8_0}),
     };
     return cmocka_run_group_tests(tests, fx_setup, fx_teardown);
 }
