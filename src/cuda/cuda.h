@@ -16,8 +16,8 @@ int cr_cuda_count(struct cr_error *err);
 /* Name, memory and version of GPU i, as one line. */
 void cr_cuda_name(int i, char *to, size_t size);
 
-/* Training on n GPUs (0: all). With peers each process takes n of its machine's, or its share of all of
- * them; peers are borrowed until close. End with device->close. */
+/* Training on n GPUs (0: all). With peers each process takes n of its machine's, or its share of
+ * all of them; peers are borrowed until close. End with device->close. */
 enum cr_status cr_cuda_train_new(struct cr_train_device **out, int n, struct cr_train_peers *peers,
                                  struct cr_error *err);
 /* Scores and embeddings of m on the first GPU; m is borrowed. End with

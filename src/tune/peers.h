@@ -11,7 +11,7 @@
 #include "base/error.h"
 
 struct cr_train_peers {
-    int rank, size; /* this process of how many; rank 0 writes the files */
+    int rank, size;     /* this process of how many; rank 0 writes the files */
     int local, n_local; /* this process of how many on this machine */
     /* Each x becomes the sum over all processes, the same bits in every one. */
     enum cr_status (*sum)(struct cr_train_peers *p, float *x, size_t n, struct cr_error *err);
