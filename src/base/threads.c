@@ -23,7 +23,7 @@
 
 enum {
     SPINS = 4000, /* about 20 us: longer than the gap between two products of one token */
-    PIECES = 4    /* for each thread, of even work */
+    PIECES = 4    /* for each thread, at most, of even work */
 };
 
 struct cr_threads {
@@ -198,12 +198,28 @@ static size_t fitting(size_t n_rows, size_t grain)
     return (n_rows >> 30) / grain * grain + grain;
 }
 
+/* Rows of a piece, such that n threads of one speed end together: of the counts of pieces that do
+ * it best, the largest. */
+static size_t even_piece(size_t n_rows, size_t grain, size_t n)
+{
+    const size_t grains = n_rows / grain + (n_rows % grain != 0);
+    size_t best = 0, least = SIZE_MAX;
+    for (size_t k = PIECES; k > 0; k--) {
+        size_t piece = (grains + n * k - 1) / (n * k), pieces = (grains + piece - 1) / piece;
+        size_t longest = (pieces + n - 1) / n * piece; /* what the busiest thread takes */
+        if (longest < least) {
+            least = longest;
+            best = piece;
+        }
+    }
+    return best * grain;
+}
+
 void cr_threads_run(cr_threads *t, size_t n_rows, size_t grain, cr_rows_fn *fn, void *ud)
 {
-    size_t pieces = (size_t)t->n * PIECES;
     grain = fitting(n_rows, grain);
     if (n_rows)
-        run(t, n_rows, (n_rows / pieces + grain) / grain * grain, fn, ud);
+        run(t, n_rows, even_piece(n_rows, grain, (size_t)t->n), fn, ud);
 }
 
 void cr_threads_run_dynamic(cr_threads *t, size_t n_rows, size_t grain, cr_rows_fn *fn, void *ud)

@@ -154,6 +154,36 @@ static void test_threads_cover_every_row_once(void **state)
     assert_int_equal(cr_threads_new(&t, -1, NULL), CR_INVALID);
 }
 
+struct pieces {
+    atomic_size_t n, smallest;
+};
+
+static void count_piece(void *ud, size_t begin, size_t end, int thread)
+{
+    struct pieces *p = ud;
+    (void)thread;
+    atomic_fetch_add(&p->n, 1);
+    for (size_t seen = atomic_load(&p->smallest); end - begin < seen;)
+        if (atomic_compare_exchange_weak(&p->smallest, &seen, end - begin))
+            break;
+}
+
+/* The rows of SmolLM2's products: a last piece that is left over keeps one thread alone at work. */
+static void test_threads_share_evenly(void **state)
+{
+    static const size_t rows[] = {576, 960, 3072, 384, 1024};
+    cr_threads *t;
+    (void)state;
+    assert_int_equal(cr_threads_new(&t, 2, NULL), CR_OK);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct pieces p = {.smallest = SIZE_MAX};
+        cr_threads_run(t, rows[i], 16, count_piece, &p);
+        assert_int_equal(atomic_load(&p.n) % 2, 0);
+        assert_int_equal(atomic_load(&p.n) * atomic_load(&p.smallest), rows[i]);
+    }
+    cr_threads_free(t);
+}
+
 static void test_rng_is_stable(void **state)
 {
     (void)state;
@@ -182,6 +212,7 @@ int main(void)
         cmocka_unit_test(test_files),
         cmocka_unit_test(test_error_text_is_printable),
         cmocka_unit_test(test_threads_cover_every_row_once),
+        cmocka_unit_test(test_threads_share_evenly),
         cmocka_unit_test(test_rng_is_stable),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
