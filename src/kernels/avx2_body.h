@@ -27,9 +27,9 @@
 #include <string.h>
 
 #if defined(__AVXVNNI__)
-enum { VNNI = 1, SIDE = 6 }; /* 6 integer and 6 float sums in 16 registers */
+enum { VNNI = 1, STREAMS = 0, SIDE = 6 }; /* 6 integer and 6 float sums in 16 registers */
 #else
-enum { VNNI = 0, SIDE = 4 }; /* 4, and 4 sums of 16 bits */
+enum { VNNI = 0, STREAMS = 4, SIDE = 4 }; /* 4, and 4 sums of 16 bits */
 #define CR_MANY 1 /* many tokens as many.h says */
 #endif
 

@@ -4,6 +4,7 @@
  * level defines, before it includes this file,
  *
  *     LANES, SIDE           rows side by side (one per lane), most tokens of one inner loop
+ *     STREAMS               of a single token (levels.h), or 0
  *     vf v_zero, vm         the float vector and a mask of lanes; v_lanes(begin, end),
  *     v_load_mask, v_store_mask
  *     struct tile           a group of 32 columns of LANES rows, unpacked and transposed
@@ -48,6 +49,7 @@ struct job {
     size_t row_bytes, block_size, x_bytes, n_groups, n_tok;
     vm mask;                       /* lanes that are stored */
     bool more;                     /* y holds the sum of earlier panels */
+    bool stream;                   /* the rows are far apart, each in its run */
     const struct tile *panel;      /* NULL: take tiles straight from w */
     int32_t (*sums)[PANEL * SUMS]; /* by token */
 };
@@ -84,7 +86,7 @@ INLINE void side_by_side(enum cr_type type, int T, const struct job *j, size_t t
             struct tile tile[MAX_GROUPS];
             for (; j->n_tok > 1 && ahead < LANES && ahead <= b; ahead++)
                 prefetch(next + ahead * j->row_bytes, n_blocks * j->block_size);
-            if (j->n_tok == 1) { /* whole rows: as much of the next panel as of this one */
+            if (j->n_tok == 1 && !j->stream) { /* as much of the next panel as of this one */
                 prefetch(next, LANES * j->block_size);
                 next += LANES * j->block_size;
             }
@@ -121,13 +123,36 @@ INLINE void one_panel(enum cr_type type, struct job *j)
         side_by_side(type, 1, j, t);
 }
 
+/* One token: a run of rows for each lane, where the runs are long enough for the processor to look
+ * ahead in them and where blocks are read from begin to end. Returns how many rows that were. */
+INLINE size_t stream_panels(enum cr_type type, const struct job *j, size_t rows)
+{
+    enum { LONG = 1 << 13 };
+    const size_t run = stream_length(rows, LANES, j->row_bytes);
+    if (groups_of(type) > 1 || j->more || run * j->row_bytes < LONG)
+        return 0;
+    float sums[LANES];
+    struct job panel = *j;
+    panel.y = sums;
+    panel.row_bytes = run * j->row_bytes;
+    panel.mask = v_lanes(0, LANES);
+    panel.stream = true;
+    for (size_t r = 0; r < run; r++, panel.w += j->row_bytes) {
+        one_panel(type, &panel);
+        for (size_t i = 0; i < LANES; i++)
+            j->y[i * run + r] = sums[i];
+    }
+    return LANES * run;
+}
+
 /* All rows. The last ones, where they do not fill a panel, are done in a panel that begins earlier,
  * and only they are stored. With fewer than LANES rows in all, each fills a panel alone: its copies
  * are 0 bytes apart. */
 INLINE void all_panels(enum cr_type type, struct job j, size_t rows)
 {
     const bool alone = rows < LANES;
-    for (size_t r = 0; r < rows;) {
+    size_t r = STREAMS && j.n_tok == 1 ? stream_panels(type, &j, rows) : 0;
+    while (r < rows) {
         struct job panel = j;
         size_t first = alone || rows - r >= LANES ? r : rows - LANES;
         panel.w = j.w + first * j.row_bytes;

@@ -22,6 +22,7 @@
 enum {
     LANES = 16,
     SIDE = 12, /* 12 sums and the 8 vectors of a tile in 32 registers */
+    STREAMS = 0,
 };
 
 typedef __m512 vf;
@@ -370,16 +371,15 @@ INLINE void load_panel(enum cr_type type, struct tile *out, const uint8_t *panel
     const bool flipped = type == CR_Q8_0 || type == CR_IQ4_NL;
     const vi flip = _mm512_set1_epi8((char)PACKED_FLIP);
     const vi less = _mm512_set1_epi8((char)code_offset(type));
-    const size_t vectors = code_vectors(type), size = vectors * sizeof(vi);
     for (size_t b = begin; b < end; b++, out++) {
-        const uint8_t *codes = panel + b * size;
+        const uint8_t *codes = panel + codes_at(type, b);
         const vi fifth = vi_load(codes + (has_fifth(type) ? 4 * sizeof(vi) : 0));
         UNROLL for (int g = 0; g < GROUPS; g++)
         {
             vi w = load_codes(type, codes, fifth, g % 4, g / 4);
             out->w[g] = flipped ? _mm512_xor_si512(w, flip) : _mm512_sub_epi8(w, less);
         }
-        load_scales(type, &out->d, &out->m, panel + n_blocks * size, b, n_blocks);
+        load_scales(type, &out->d, &out->m, panel, b, n_blocks);
     }
 }
 

@@ -18,6 +18,16 @@ INLINE size_t rows_in_pass(size_t row_bytes)
     return row_bytes <= ROOM / 4 ? ROOM / (row_bytes ? row_bytes : 1) / 4 * 4 : 4;
 }
 
+/* A single token waits for memory. A level with STREAMS reads for it several runs of rows or
+ * panels, far apart and each in the order of memory, so that the processor looks ahead in all of
+ * them. This is the length of `streams` runs in n pieces of some bytes, the rest being left for
+ * later, such that they do not meet in a few sets of the first-level cache. */
+INLINE size_t stream_length(size_t n, size_t streams, size_t bytes)
+{
+    const size_t run = n / streams;
+    return run > 1 && (run * bytes + 256) % 2048 < 512 ? run - 1 : run;
+}
+
 extern const struct cr_kernels cr_kernels_ref;
 void cr_attn_scores_q8_ref(float *s, size_t lds, const struct cr_block_q8a *q, size_t ldq,
                            size_t n_q, const uint8_t *k, size_t begin, size_t end, size_t d,

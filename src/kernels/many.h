@@ -194,15 +194,14 @@ INLINE void many_token(enum cr_type type, int P, const struct ready *r, const st
 /* Group b of the panel at w, from its packed form. */
 INLINE struct tile packed_group(enum cr_type type, const uint8_t *w, size_t b, size_t n_groups)
 {
-    const size_t bytes = code_vectors(type) * 4 * LANES;
-    const uint8_t *codes = w + b * bytes;
+    const uint8_t *codes = w + codes_at(type, b);
     const vi fifth = vi_load(codes + (has_fifth(type) ? 4 * 4 * LANES : 0));
     struct tile t;
     UNROLL for (int i = 0; i < GROUPS; i++)
     {
         t.w[i] = load_codes(type, codes, fifth, i % 4, i / 4);
     }
-    load_scales(type, &t.d, &t.m, w + n_groups * bytes, b, n_groups);
+    load_scales(type, &t.d, &t.m, w, b, n_groups);
     return t;
 }
 

@@ -24,6 +24,7 @@ enum {
     LANES = 4,
     GROUPS = CR_QK / 4,
     SIDE = 8, /* 8 integer and 8 float sums in 32 registers */
+    STREAMS = 0,
 };
 
 typedef float32x4_t vf;

@@ -11,9 +11,11 @@
  *             8 blocks d, in Q4_K and Q5_K m, as float16, and 8 times two scales, or scale and
  *             minimum, as bytes
  *
- * and is padded to whole cache lines; rows that a last panel lacks are zeros. A level defines,
- * before it includes this file, LANES, vf, vm and the operations v_lanes, v_load_mask,
- * v_store_mask, v_zero, v_set1, v_mul, v_fma of vector.h, v_load_f16, v_store_f16, and
+ * (a level with STREAMS keeps them together: each block's scales after its codes, those of 8 blocks
+ * of a K-type before the codes) and is padded to whole cache lines; rows that a last panel lacks
+ * are zeros. A level defines, before it includes this file, LANES, vf, vm and the operations
+ * v_lanes, v_load_mask, v_store_mask, v_zero, v_set1, v_mul, v_fma of vector.h, v_load_f16,
+ * v_store_f16, and
  *
  *     vi                       LANES integers; vi_load(p), vi_set4(p): 4 bytes to every lane
  *     vi_low(v) vi_high(v)     the nibbles of each byte
@@ -27,7 +29,7 @@
  * added PACKED_SIDE              tokens side by side, by two panels
  *
  * Every output adds its blocks in the order of kernels_ref.c, in its own lane. A level that defines
- * CR_MANY takes many tokens as many.h says.
+ * CR_MANY takes many tokens as many.h says; one with STREAMS a single token as levels.h says.
  */
 #ifndef CR_PACKED_H
 #define CR_PACKED_H
@@ -72,6 +74,32 @@ INLINE size_t scales_bytes(enum cr_type type, size_t n_blocks)
     return n_blocks * scales_of_8(type) / 8;
 }
 
+/* Where the codes of block b begin in a panel. */
+INLINE size_t codes_at(enum cr_type type, size_t b)
+{
+    const size_t size = code_vectors(type) * 4 * LANES;
+    if (!STREAMS)
+        return b * size;
+    return b * size +
+           (groups_of(type) == 8 ? (b / 8 + 1) * scales_of_8(type) : b * head_bytes(type));
+}
+
+/* Where its scales begin, or, in a K-type, those of 8 blocks. */
+INLINE size_t scales_at(enum cr_type type, size_t b, size_t n_blocks)
+{
+    const size_t size = code_vectors(type) * 4 * LANES;
+    const bool eight = groups_of(type) == 8;
+    if (!STREAMS)
+        return n_blocks * size + (eight ? b / 8 * scales_of_8(type) : b * 2 * LANES);
+    return eight ? b / 8 * (8 * size + scales_of_8(type)) : (b + 1) * size + b * head_bytes(type);
+}
+
+/* From the scales of a block to its minima, where they lie apart. */
+INLINE size_t to_minima(size_t n_blocks)
+{
+    return (STREAMS ? 1 : n_blocks) * 2 * LANES;
+}
+
 static size_t panel_bytes(enum cr_type type, size_t n)
 {
     size_t codes = n / CR_QK * code_vectors(type) * 4 * LANES;
@@ -100,18 +128,17 @@ INLINE void pack_codes(enum cr_type type, uint8_t *codes, size_t r, const struct
 INLINE void pack_groups(enum cr_type type, uint8_t *dst, const uint8_t *w, size_t row_bytes,
                         size_t rows, size_t n)
 {
-    const size_t n_blocks = n / CR_QK, vectors = code_vectors(type);
+    const size_t n_blocks = n / CR_QK;
     const size_t groups = (size_t)groups_of(type), size = cr_type_info(type)->block_size;
-    uint8_t *scales = dst + n_blocks * vectors * 4 * LANES;
     memset(dst, 0, panel_bytes(type, n));
     for (size_t b = 0; b < n_blocks; b++) {
+        uint8_t *to = dst + scales_at(type, b, n_blocks);
         for (size_t r = 0; r < rows; r++) {
             const uint8_t *block = w + r * row_bytes + b / groups * size;
             struct group group;
             unpack_group(&group, type, block, (int)(b % groups));
-            pack_codes(type, dst + b * vectors * 4 * LANES, r, &group);
+            pack_codes(type, dst + codes_at(type, b), r, &group);
             if (groups == 8) {
-                uint8_t *to = scales + b / 8 * scales_of_8(type);
                 uint8_t *bytes = to + head_bytes(type) + 2 * (b % 8) * LANES + r;
                 int first, second;
                 six_bits(block + 4, (int)(b % 8), &first, &second);
@@ -121,9 +148,9 @@ INLINE void pack_groups(enum cr_type type, uint8_t *dst, const uint8_t *w, size_
                 bytes[0] = type == CR_Q6_K ? block[192 + 2 * (b % 8)] : (uint8_t)first;
                 bytes[LANES] = type == CR_Q6_K ? block[193 + 2 * (b % 8)] : (uint8_t)second;
             } else {
-                memcpy(scales + 2 * (b * LANES + r), block, 2);
+                memcpy(to + 2 * r, block, 2);
                 if (has_minimum(type))
-                    memcpy(scales + 2 * ((n_blocks + b) * LANES + r), block + 2, 2);
+                    memcpy(to + to_minima(n_blocks) + 2 * r, block + 2, 2);
             }
         }
     }
@@ -136,15 +163,14 @@ INLINE void pack_panel(enum cr_type type, uint8_t *dst, const uint8_t *w, size_t
     const size_t n_blocks = n / CR_QK, vectors = code_vectors(type), head = type == CR_Q4_1 ? 4 : 2;
     const size_t size = head + 4 * vectors;
     const uint32_t flip = type == CR_Q8_0 ? PACKED_FLIP * 0x01010101u : 0;
-    uint8_t *scales = dst + n_blocks * vectors * 4 * LANES;
     memset(dst, 0, panel_bytes(type, n));
     for (size_t b = 0; b < n_blocks; b++) {
-        uint8_t *codes = dst + b * vectors * 4 * LANES;
+        uint8_t *codes = dst + codes_at(type, b), *scales = dst + scales_at(type, b, n_blocks);
         for (size_t r = 0; r < rows; r++) {
             const uint8_t *block = w + r * row_bytes + b * size;
-            memcpy(scales + 2 * (b * LANES + r), block, 2);
+            memcpy(scales + 2 * r, block, 2);
             if (head == 4)
-                memcpy(scales + 2 * ((n_blocks + b) * LANES + r), block + 2, 2);
+                memcpy(scales + to_minima(n_blocks) + 2 * r, block + 2, 2);
             UNROLL for (size_t g = 0; g < vectors; g++)
             {
                 uint32_t four;
@@ -179,33 +205,32 @@ struct packed_job {
     const uint8_t *w; /* the first panel */
     const uint8_t *x; /* the first token */
     size_t bytes, x_bytes, n_blocks;
-    vm mask;  /* lanes of the last panel that are stored */
-    bool ask; /* for the next panels: these come from memory, and are used by few tokens */
+    size_t apart; /* panels from one to the next of those side by side */
+    vm mask;      /* lanes of the last panel that are stored */
+    bool ask;     /* for the next panels: these come from memory, and are used by few tokens */
 };
 
-/* Few tokens wait for memory, and the processor looks ahead no further than a small page: so the
- * block at codes, of a later panel, and its scales are asked for. Past the end it does no harm. */
-INLINE void prefetch_block(enum cr_type type, const uint8_t *codes, const struct packed_job *j,
-                           size_t b)
+/* Few tokens wait for memory, and the processor looks ahead no further than a small page: so block
+ * b of a later panel and its scales are asked for. Past the end it does no harm. */
+INLINE void prefetch_block(enum cr_type type, const uint8_t *panel, size_t b, size_t n_blocks)
 {
-    const size_t vectors = code_vectors(type), size = vectors * 4 * LANES;
-    const uint8_t *scales = codes + (j->n_blocks - b) * size;
-    scales += groups_of(type) == 8 ? b * scales_of_8(type) / 8 : b * 2 * LANES;
-    UNROLL for (size_t i = 0; i < size; i += 64)
+    const uint8_t *codes = panel + codes_at(type, b);
+    const uint8_t *scales = panel + scales_at(type, b, n_blocks);
+    UNROLL for (size_t i = 0; i < code_vectors(type) * 4 * LANES; i += 64)
     {
         __builtin_prefetch(codes + i);
     }
     __builtin_prefetch(scales);
     if (has_minimum(type) && groups_of(type) == 1)
-        __builtin_prefetch(scales + j->n_blocks * 2 * LANES);
+        __builtin_prefetch(scales + to_minima(n_blocks));
 }
 
-/* Scales and minima of block b of a panel whose scales begin at p; both halves' scales in Q6_K. */
+/* Scales and minima of block b of the panel at p; both halves' scales in Q6_K. */
 INLINE void load_scales(enum cr_type type, vf *d, vf *m, const uint8_t *p, size_t b,
                         size_t n_blocks)
 {
+    p += scales_at(type, b, n_blocks);
     if (groups_of(type) == 8) {
-        p += b / 8 * scales_of_8(type);
         const int8_t *bytes = (const int8_t *)p + head_bytes(type) + 2 * (b % 8) * LANES;
         *d = v_load_f16((const void *)p);
         *m = type == CR_Q6_K ? *d : v_sub(v_zero(), v_load_f16((const void *)(p + 2 * LANES)));
@@ -213,9 +238,8 @@ INLINE void load_scales(enum cr_type type, vf *d, vf *m, const uint8_t *p, size_
         *m = v_mul(*m, v_load_i8(bytes + LANES));
         return;
     }
-    p += b * 2 * LANES;
     *d = v_load_f16((const void *)p);
-    *m = has_minimum(type) ? v_load_f16((const void *)(p + n_blocks * 2 * LANES)) : v_zero();
+    *m = has_minimum(type) ? v_load_f16((const void *)(p + to_minima(n_blocks))) : v_zero();
 }
 
 /* The codes of columns 4 g .. 4 g + 3, and 16 on in the second half. */
@@ -249,13 +273,15 @@ INLINE vi times_32(const int8_t *x)
     return sum;
 }
 
-/* P panels by T tokens. */
+enum { PANELS = STREAMS > 2 ? STREAMS : 2 }; /* side by side, at most */
+
+/* P panels by T tokens. More than two are the next ones of as many runs, which meet one token. */
 INLINE void packed_tile(enum cr_type type, int P, int T, const struct packed_job *j)
 {
     enum { N = PACKED_SIDE, VECTOR = 4 * LANES };
     const int parts = type == CR_Q6_K ? 2 : 1; /* halves with a scale each */
-    vf acc[2][N];
-    const size_t vectors = code_vectors(type), n_blocks = j->n_blocks;
+    const size_t apart = P > 2 ? j->apart : 1, bytes = apart * j->bytes, n_blocks = j->n_blocks;
+    vf acc[PANELS][N];
     UNROLL for (int p = 0; p < P; p++)
     {
         UNROLL for (int t = 0; t < T; t++)
@@ -264,18 +290,18 @@ INLINE void packed_tile(enum cr_type type, int P, int T, const struct packed_job
         }
     }
     for (size_t b = 0; b < n_blocks; b++) {
-        const uint8_t *codes = j->w + b * vectors * VECTOR;
+        const uint8_t *codes = j->w + codes_at(type, b);
         const uint8_t *x = j->x + b * sizeof(struct cr_block_q8a);
-        vf d[2], m[2];
-        vi dot[2][N], fifth[2];
+        vf d[PANELS], m[PANELS];
+        vi dot[PANELS][N], fifth[PANELS];
         UNROLL for (int p = 0; p < P; p++)
         {
-            fifth[p] = vi_load(codes + (size_t)p * j->bytes + (has_fifth(type) ? 4 * VECTOR : 0));
+            fifth[p] = vi_load(codes + (size_t)p * bytes + (has_fifth(type) ? 4 * VECTOR : 0));
         }
         if (j->ask) {
             UNROLL for (int p = 0; p < P; p++)
             {
-                prefetch_block(type, codes + (size_t)(P + p) * j->bytes, j, b);
+                prefetch_block(type, j->w + (size_t)(P + p) * bytes, b, n_blocks);
             }
         }
         UNROLL for (int part = 0; part < parts; part++)
@@ -283,16 +309,18 @@ INLINE void packed_tile(enum cr_type type, int P, int T, const struct packed_job
             UNROLL for (int t = 0; t < T; t++)
             {
                 const struct cr_block_q8a *xb = (const void *)(x + (size_t)t * j->x_bytes);
-                dot[0][t] = vi_start(parts == 2 ? CR_Q4_1 : type, &xb->sum);
-                dot[P - 1][t] = dot[0][t];
+                UNROLL for (int p = 0; p < P; p++)
+                {
+                    dot[p][t] = vi_start(parts == 2 ? CR_Q4_1 : type, &xb->sum);
+                }
             }
             UNROLL for (int i = 0; i < 8 / parts; i++)
             {
                 const int g = parts == 2 ? i : i / 2, half = parts == 2 ? part : i % 2;
-                vi w[2];
+                vi w[PANELS];
                 UNROLL for (int p = 0; p < P; p++)
                 {
-                    w[p] = load_codes(type, codes + (size_t)p * j->bytes, fifth[p], g, half);
+                    w[p] = load_codes(type, codes + (size_t)p * bytes, fifth[p], g, half);
                 }
                 UNROLL for (int t = 0; t < T; t++)
                 {
@@ -306,8 +334,7 @@ INLINE void packed_tile(enum cr_type type, int P, int T, const struct packed_job
             }
             UNROLL for (int p = 0; part == 0 && p < P; p++)
             {
-                load_scales(type, &d[p], &m[p],
-                            j->w + (size_t)p * j->bytes + n_blocks * vectors * VECTOR, b, n_blocks);
+                load_scales(type, &d[p], &m[p], j->w + (size_t)p * bytes, b, n_blocks);
             }
             UNROLL for (int t = 0; t < T; t++)
             {
@@ -328,7 +355,7 @@ INLINE void packed_tile(enum cr_type type, int P, int T, const struct packed_job
     {
         UNROLL for (int t = 0; t < T; t++)
         {
-            v_store_mask(j->y + (size_t)t * j->ldy + (size_t)p * LANES, acc[p][t],
+            v_store_mask(j->y + (size_t)t * j->ldy + (size_t)p * apart * LANES, acc[p][t],
                          p + 1 < P ? v_lanes(0, LANES) : j->mask);
         }
     }
@@ -360,6 +387,21 @@ INLINE void packed_panels(enum cr_type type, int P, struct packed_job j, size_t 
     }
 }
 
+/* Runs of panels by one token. Returns how many rows that were. */
+INLINE size_t stream_packed(enum cr_type type, struct packed_job j, size_t rows)
+{
+    size_t left = rows / LANES; /* whole panels */
+    j.mask = v_lanes(0, LANES);
+    while ((j.apart = stream_length(left, PANELS, j.bytes)) > 0) {
+        for (size_t i = 0; i < j.apart; i++, j.w += j.bytes, j.y += LANES)
+            packed_tile(type, PANELS, 1, &j);
+        j.w += (PANELS - 1) * j.apart * j.bytes;
+        j.y += (PANELS - 1) * j.apart * LANES;
+        left -= PANELS * j.apart;
+    }
+    return (rows / LANES - left) * LANES;
+}
+
 INLINE void matmul_packed(enum cr_type type, float *y, size_t ldy, const void *w, size_t bytes,
                           const void *x, size_t x_bytes, size_t rows, size_t n_tok, size_t n)
 {
@@ -386,7 +428,13 @@ INLINE void matmul_packed(enum cr_type type, float *y, size_t ldy, const void *w
         return;
     }
 #endif
-    for (size_t r = 0; r < rows;) {
+    size_t r = 0;
+    if (STREAMS && n_tok == 1) {
+        r = stream_packed(type, j, rows);
+        j.w += r / LANES * bytes;
+        j.y += r;
+    }
+    while (r < rows) {
         size_t panels = n_tok > 1 && rows - r > LANES ? 2 : 1;
         size_t end = r + panels * LANES < rows ? r + panels * LANES : rows;
         j.mask = v_lanes(0, end - r - (panels - 1) * LANES);

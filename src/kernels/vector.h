@@ -77,7 +77,7 @@ INLINE void float_step(enum cr_type type, enum cr_type x_type, int R, int T,
     UNROLL for (int r = 0; r < R; r++)
     {
         const uint8_t *p = f->w + (size_t)r * f->row_bytes + size * i;
-        if (T == 1) /* the next rows: a single token waits for memory */
+        if (T == 1 && !STREAMS) /* the next rows: a single token waits for memory */
             __builtin_prefetch(p + (size_t)R * f->row_bytes);
         vf w = part ? load_last(type, p, part) : load_values(type, p);
         UNROLL for (int t = 0; t < T; t++)
@@ -125,6 +125,26 @@ INLINE void float_rows(enum cr_type type, enum cr_type x_type, int T, struct flo
         f.w += step * f.row_bytes;
         f.y += step;
     }
+}
+
+/* All rows by one token: FLOAT_ROWS streams of rows, each in the order of memory. */
+INLINE void float_streams(enum cr_type type, enum cr_type x_type, struct floats f, size_t rows)
+{
+    for (size_t run; (run = stream_length(rows, FLOAT_ROWS, f.row_bytes)) > 0;
+         rows -= FLOAT_ROWS * run) {
+        float sums[FLOAT_ROWS];
+        struct floats tile = f;
+        tile.y = sums;
+        tile.row_bytes = run * f.row_bytes;
+        for (size_t r = 0; r < run; r++, tile.w += f.row_bytes) {
+            float_tile(type, x_type, FLOAT_ROWS, 1, &tile);
+            for (size_t i = 0; i < FLOAT_ROWS; i++)
+                f.y[i * run + r] = sums[i];
+        }
+        f.w += FLOAT_ROWS * run * f.row_bytes;
+        f.y += FLOAT_ROWS * run;
+    }
+    float_rows(type, x_type, 1, f, rows);
 }
 
 enum { NARROW = 64 };
@@ -225,6 +245,10 @@ INLINE void matmul_floats(enum cr_type type, float *y, size_t ldy, const void *w
         return;
     }
     const enum cr_type x_type = type == CR_BF16 ? CR_BF16 : CR_F32;
+    if (STREAMS && n_tok == 1) {
+        float_streams(type, x_type, f, rows);
+        return;
+    }
     const size_t pass = rows_in_pass(row_bytes);
     for (size_t r = 0; r < rows; r += pass) {
         const size_t some = rows - r < pass ? rows - r : pass;

@@ -179,15 +179,15 @@ static void check_product_extremes(enum cr_type type)
 
 static void test_matmul(enum cr_type type)
 {
-    static const size_t rows[] = {0, 1, 2, 5, 8, 15, 16, 17, 24, 33},
+    static const size_t rows[] = {0, 1, 2, 5, 8, 15, 16, 17, 24, 33, 100, 203},
                         toks[] = {0, 1, 2, 3, 4, 5, 7, 13, 8, 16, 23, 32};
     for (size_t l = 0; l < N_LENGTHS; l++) {
         size_t n = lengths[l];
         if (n % cr_type_info(type)->block != 0)
             continue;
         for (int trial = 0; trial < (n < 100 ? 12 : 3); trial++) {
-            check_product(type, rows[below(10)], toks[below(12)], n, INTEGERS);
-            check_product(type, rows[below(10)], toks[below(12)], n, RANDOM_REALS);
+            check_product(type, rows[below(12)], toks[below(12)], n, INTEGERS);
+            check_product(type, rows[below(12)], toks[below(12)], n, RANDOM_REALS);
         }
     }
     const size_t k = is_k(type) ? 8 : 1;
