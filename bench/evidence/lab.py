@@ -216,7 +216,7 @@ class Job:
         kind = {"library": ["library", "--form", spec.get("form", "shared")], "centroid": ["centroid"], "lora": ["lora"], "clusters": ["centroid", "--form", "separate", "--hard"]}
         command = [args.crayon, "pool", "train", "-m", args.model, "--kind", *kind[self.kind], "--n", str(self.n),
                    "--rank", str(spec.get("rank", 8)), "--lr", "%g" % spec["lr"], "--seed", str(self.seed),
-                   "--epochs", str(spec.get("epochs", 2)), "--checkpoint-seconds", "-1", "--json", "--quiet", "-o", path]
+                   "--epochs", str(spec.get("epochs", 2)), "--checkpoint-seconds", "-1", "--type", "f16", "--json", "--quiet", "-o", path]
         if spec.get("worked"):
             command += ["--worked", str(spec["worked"]), "--alone", "%g" % spec.get("alone", 0), "--general", "%g" % spec.get("general", 0)]
         if spec.get("steps"):
