@@ -14,12 +14,6 @@
 #include <sys/stat.h>
 
 /* CR_F32, CR_F16 or CR_BF16 of --type. */
-static uint32_t type_of(const struct cr_args *a)
-{
-    const char *name = cr_arg_text(a, CR_OPT_TYPE);
-    return !strcmp(name, "f16") ? CR_F16 : !strcmp(name, "bf16") ? CR_BF16 : CR_F32;
-}
-
 int cr_cli_adapter_info(const struct cr_args *a)
 {
     return cr_info_print(a, a->rest[0], 1u << CR_INFO_LORA | 1u << CR_INFO_PEFT);
@@ -115,7 +109,7 @@ int cr_cli_adapter_convert(const struct cr_args *a)
 {
     const char *out = cr_arg_text(a, CR_OPT_OUTPUT);
     bool gguf = ends_with(out, ".gguf");
-    if (type_of(a) == CR_BF16)
+    if (cr_cli_type(a) == CR_BF16)
         return cr_misuse("adapter convert", "adapters are written as f32 or f16");
     struct cr_setup s;
     struct cr_error err;
@@ -124,8 +118,8 @@ int cr_cli_adapter_convert(const struct cr_args *a)
     if (!st)
         st = cr_adapter_open(&ad, s.model, a->rest[0], &err);
     if (!st)
-        st = gguf ? cr_adapter_write_gguf(ad, s.model, out, type_of(a), &err)
-                  : cr_adapter_write_peft(ad, s.model, out, type_of(a), &err);
+        st = gguf ? cr_adapter_write_gguf(ad, s.model, out, cr_cli_type(a), &err)
+                  : cr_adapter_write_peft(ad, s.model, out, cr_cli_type(a), &err);
     if (!st)
         cr_note("wrote %s, %d pairs of rank up to %d", out, ad->n_pairs, ad->max_rank);
     cr_adapter_close(ad);
@@ -150,7 +144,7 @@ int cr_cli_adapter_merge(const struct cr_args *a)
         st = cr_error_set(&err, CR_INVALID, "%s keeps the base model: nothing to merge",
                           cr_arg_text(a, CR_OPT_PALETTE));
     if (!st)
-        st = cr_merge_write(s.model, s.delta, out, type_of(a), &err);
+        st = cr_merge_write(s.model, s.delta, out, cr_cli_type(a), &err);
     if (!st) {
         char size[16];
         cr_note("wrote %s, %s", out,

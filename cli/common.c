@@ -133,6 +133,15 @@ enum cr_status cr_split_scale(const char *text, char **path, float *scale, struc
     return *path ? CR_OK : cr_error_set(err, CR_NO_MEMORY, "out of memory");
 }
 
+uint32_t cr_cli_type(const struct cr_args *a)
+{
+    const char *name = cr_arg_text(a, CR_OPT_TYPE);
+    return !strcmp(name, "f32")    ? CR_F32
+           : !strcmp(name, "bf16") ? CR_BF16
+           : !strcmp(name, "q8_0") ? CR_Q8_0
+                                   : CR_F16;
+}
+
 /* ---- opening ---- */
 
 static enum cr_status open_model(struct cr_setup *s, const struct cr_args *a, unsigned flags,

@@ -55,8 +55,8 @@ enum cr_status cr_split_scale(const char *text, char **path, float *scale, struc
 enum cr_status cr_setup_session(const struct cr_setup *s, const struct cr_args *a, size_t need,
                                 cr_session **out, struct cr_error *err);
 
-/* --type of pools: CR_Q8_0, CR_F16 or CR_F32. */
-uint32_t cr_cli_pool_type(const struct cr_args *a);
+/* --type, one of the verb's choices, as a CR_* type. */
+uint32_t cr_cli_type(const struct cr_args *a);
 
 /* Eight hex digits of the SHA-256 of n floats. */
 void cr_floats_hash(const float *v, size_t n, char out[9]);

@@ -100,12 +100,6 @@ int cr_cli_pool_export(const struct cr_args *a)
     return st ? cr_fail(&err) : 0;
 }
 
-uint32_t cr_cli_pool_type(const struct cr_args *a)
-{
-    const char *name = cr_arg_text(a, CR_OPT_TYPE);
-    return !strcmp(name, "f32") ? CR_F32 : !strcmp(name, "f16") ? CR_F16 : CR_Q8_0;
-}
-
 int cr_cli_pool_convert(const struct cr_args *a)
 {
     struct cr_setup s;
@@ -115,7 +109,7 @@ int cr_cli_pool_convert(const struct cr_args *a)
     if (!st)
         st = cr_pool_open(&pool, s.model, a->rest[0], &err);
     if (!st)
-        st = cr_pool_write(pool, cr_arg_text(a, CR_OPT_OUTPUT), cr_cli_pool_type(a), &err);
+        st = cr_pool_write(pool, cr_arg_text(a, CR_OPT_OUTPUT), cr_cli_type(a), &err);
     if (!st)
         cr_note("wrote %s", cr_arg_text(a, CR_OPT_OUTPUT));
     cr_pool_close(pool);

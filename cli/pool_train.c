@@ -113,7 +113,7 @@ static enum cr_status options_of(const struct cr_args *a, struct cr_train_option
     o->clip = (float)cr_arg_real(a, CR_OPT_CLIP);
     o->seed = cr_arg_seed(a, CR_OPT_SEED);
     o->out = cr_arg_text(a, CR_OPT_OUTPUT);
-    o->type = cr_cli_pool_type(a);
+    o->type = cr_cli_type(a);
     o->checkpoint = cr_arg_text(a, CR_OPT_CHECKPOINT);
     o->checkpoint_s = cr_arg_real(a, CR_OPT_CHECKPOINT_SECONDS);
     o->checkpoint_steps = cr_arg_int(a, CR_OPT_CHECKPOINT_STEPS);

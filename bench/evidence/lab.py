@@ -257,7 +257,7 @@ class Job:
         # in 8 bits B is [N, n_out * rank]: the values lie in the same order
         t = {x.name: gguf.dequantize(np.asarray(x.data), x.tensor_type).reshape([int(k) for k in x.shape[::-1]])
              for x in r.tensors}
-        put = lambda x: torch.as_tensor(np.ascontiguousarray(x, dtype=np.float32), device=lab.dev)
+        put = lambda x: torch.as_tensor(np.array(x, np.float32), device=lab.dev)
         for name in LINEARS:
             get = lambda i, h: t["blk.%d.%s.weight.lora_%s" % (i, TENSOR[name], h)]
             pool.a[name] = put(np.stack([get(i, "a").reshape(-1, base.inp[name]) for i in range(base.layers)]))
@@ -432,6 +432,14 @@ class Job:
         if not self.spec.get("front"):
             self.scope()
 
+    def aurocs(self, sim, rng):
+        """Per task: AUROC of its own rows' similarity [rows, tasks] to it against up to 400 rows of others, drawn by rng."""
+        for k in range(len(self.lab.tasks)):
+            mine = self.lab.test_task_np == k
+            other = rng.permutation(np.flatnonzero(~mine))[:400]
+            a, b = sim[mine, k], sim[other, k]
+            yield float((a[:, None] > b[None]).mean() + 0.5 * (a[:, None] == b[None]).mean())
+
     def scope(self):
         """AUROC of a test row's cosine to its own task's examples against rows of other tasks."""
         lab, out = self.lab, {}
@@ -439,12 +447,7 @@ class Job:
         for view in ("qx", "mid"):
             c = lab.centre(view, 1)
             sim = (lab.test_unit[view] @ c.T).cpu().numpy()  # [rows, tasks]
-            for k, t in enumerate(lab.tasks):
-                mine = lab.test_task_np == k
-                other = rng.permutation(np.flatnonzero(~mine))[:400]
-                a, b = sim[mine, k], sim[other, k]
-                auc = (a[:, None] > b[None]).mean() + 0.5 * (a[:, None] == b[None]).mean()
-                out.setdefault(view, {})[lab.data.names[t]] = round(float(auc), 4)
+            out[view] = {lab.data.names[t]: round(x, 4) for t, x in zip(lab.tasks, self.aurocs(sim, rng))}
             out[view + " own"] = [round(float(x), 4) for x in sim[np.arange(len(sim)), lab.test_task_np]]
         self.result["scope"] = out
 
@@ -610,12 +613,8 @@ class Job:
             x, y, z = (S.unit((v - m) / s) for v in (x, y, z))
             c = S.unit(S.mean_by(y, who, len(lab.tasks)))
             sim = c @ S.unit(S.mean_by(x, whose, len(train))).T
-            near, auc = (z @ c.T).cpu().numpy(), []
-            for j in range(len(lab.tasks)):
-                mine = lab.test_task_np == j
-                a, b = near[mine, j], near[rng.permutation(np.flatnonzero(~mine))[:400], j]
-                auc.append((a[:, None] > b[None]).mean() + 0.5 * (a[:, None] == b[None]).mean())
-            self.weighted("NEAREST, %d layers" % k, self.a[sim.argmax(1)], begin, scope=round(float(np.mean(auc)), 4))
+            scope = np.mean(list(self.aurocs((z @ c.T).cpu().numpy(), rng)))
+            self.weighted("NEAREST, %d layers" % k, self.a[sim.argmax(1)], begin, scope=round(float(scope), 4))
             self.weighted("KNN, %d layers" % k, (sim / 0.03).softmax(1) @ self.a, begin)
 
     def anchors_of_blend(self, w0):

@@ -54,10 +54,9 @@ def worked(job, big):
         rest = {"worked": 8, "front": [8], "light": True, "evals": [32]}
         for n in (64, 128):
             job("library", f"wlib-n{n}", **rest, lr=rates["library"], n=n)
-        trained = {**{"w" + ROWS[k][0]: (k, {}) for k in rates}, "wgen": ("library", {"general": 0.5})}
-        view = lambda label: {"worked": 5} if label == "wlora-r" else {}
+        trained = {"wlib": ("library", {}), "wlora-r": ("lora 1", {"worked": 5}), "wlora-nr": ("lora N", {}), "wgen": ("library", {"general": 0.5})}
         for label, (kind, more) in trained.items():
-            more = {**rest, "lr": rates[kind], **view(label), **more}
+            more = {**rest, "lr": rates[kind], **more}
             row = "REFINE 32 averaged with PICK" if kind == "library" else "one LoRA"
             for seed in (1, 2, 3):
                 job(kind, f"g{label}-seed{seed}", **more, seed=seed, guide=[row + ", 8 in front"])

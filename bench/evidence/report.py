@@ -151,6 +151,11 @@ def interval(x):
     return np.percentile(x, 2.5), np.percentile(x, 97.5)
 
 
+def difference(x, y):
+    """Of two macro(): the mean and its interval, as text."""
+    return "%+.1f [%+.1f, %+.1f]" % (x[0] - y[0], *interval(x[1] - y[1]))
+
+
 def svg(path, title, subtitle, rows, panels):
     """Rows of points with 95 % intervals, one panel per group of tasks. rows: [(label, kind, {panel: (mean, low, high)})]."""
     left, width, line = 330, 250, 17
@@ -194,7 +199,7 @@ def main_table(res, svg_path, title):
     acc = {label: a for label, _, _, _, a in rows}
     out = ["| row | seeds | validation | unseen | MMLU | both | both, against N r | pool | pool, against N r | pool, against r |",
            "|" + "---|" * 10]
-    diff = lambda a, b, g: (lambda x, y: "%+.1f [%+.1f, %+.1f]" % (x[0] - y[0], *interval(x[1] - y[1])))(res.macro(a, g), res.macro(b, g))
+    diff = lambda a, b, g: difference(res.macro(a, g), res.macro(b, g))
     points = []
     for label, kind, variant, cells, a in rows:
         m = {g: res.macro(a, g) for g in GROUPS}
@@ -222,8 +227,7 @@ def unseen_table(res):
         m = res.macro(acc[label], "unseen")
         cells = []
         for r in refs:
-            o = res.macro(acc[r], "unseen")
-            cells.append("%+.1f [%+.1f, %+.1f]" % (m[0] - o[0], *interval(m[1] - o[1])))
+            cells.append(difference(m, res.macro(acc[r], "unseen")))
         out.append("| %s | %.1f | %s |" % (label, m[0], " | ".join(cells)))
     return "\n".join(out)
 
@@ -289,7 +293,7 @@ def worked_table(res, rows, control):
     ref = lambda job, row: res.accuracy([(j, row) for j in res.seeds(job)])
     old, alike = ref("lora-nr", "one LoRA"), ref(control, "one LoRA" + FRONT)
     low, high = (res.macro(ref("lora-r", r), "unseen + mmlu")[0] for r in ("one LoRA", "one LoRA + gradient lr 0.001 steps 4"))
-    diff = lambda a, b, g: (lambda x, y: "%+.1f [%+.1f, %+.1f]" % (x[0] - y[0], *interval(x[1] - y[1])))(res.macro(a, g), res.macro(b, g))
+    diff = lambda a, b, g: difference(res.macro(a, g), res.macro(b, g))
     out = ["| row | seeds | rank run | validation | unseen | MMLU | both | both, against N r as before | both, against N r alike | share of the anchor's gain | pool | pool, against N r alike |",
            "|" + "---|" * 12]
     for label, rank, job, row in rows:
@@ -310,7 +314,7 @@ def guide_table(res):
     """Rows with several prompts for one answer (lab_guide.py)."""
     variants = (", 4 orders, guide 0", ", 1 orders, guide -0.25", ", 1 orders, guide 0.25", ", 1 orders, guide 0.5", ", 1 orders, guide 1", ", 4 orders, guide 0.5")
     out = ["| row, 8 in front | prompts | validation | unseen | MMLU | pool | unseen and MMLU, against one prompt | pool, against one prompt |", "|" + "---|" * 8]
-    diff = lambda a, b, g: (lambda x, y: "%+.1f [%+.1f, %+.1f]" % (x[0] - y[0], *interval(x[1] - y[1])))(res.macro(a, g), res.macro(b, g))
+    diff = lambda a, b, g: difference(res.macro(a, g), res.macro(b, g))
     refined = "REFINE 32 averaged with PICK"
     for label, job, row in (("base", "gbase", "base 8-shot"), ("one LoRA, r", "gwlora-r", "one LoRA"), ("one LoRA, N r", "gwlora-nr", "one LoRA"),
                             ("library: REFINE, averaged with PICK", "gwlib", refined), ("library with general weights: the same", "gwgen", refined)):
@@ -339,7 +343,7 @@ def layers_table(res):
 def memory_table(res):
     """Rows with and without a memory of the examples (lab_memory.py); its variant is the best by validation."""
     out = ["| row | memory | validation | unseen | MMLU | pool | unseen and MMLU, against without | pool, against without |", "|" + "---|" * 8]
-    diff = lambda a, b, g: (lambda x, y: "%+.1f [%+.1f, %+.1f]" % (x[0] - y[0], *interval(x[1] - y[1])))(res.macro(a, g), res.macro(b, g))
+    diff = lambda a, b, g: difference(res.macro(a, g), res.macro(b, g))
     for label, job, row in (("base, 8 in front", "wbase", "base 8-shot"), ("one LoRA, r", "wlora-r", "one LoRA"), ("one LoRA, r" + FRONT, "wlora-r", "one LoRA" + FRONT),
                             ("one LoRA, N r", "wlora-nr", "one LoRA"), ("one LoRA, N r" + FRONT, "wlora-nr", "one LoRA" + FRONT),
                             ("library: REFINE, averaged with PICK", "wlib", "REFINE 32 averaged with PICK"), ("library: the same" + FRONT, "wlib", "REFINE 32 averaged with PICK" + FRONT)):
@@ -422,8 +426,7 @@ def command_table(path):
 def main(folder, page):
     big, small = Results(folder + "/smollm2"), Results(folder + "/15m")
     docs = os.path.dirname(page)
-    ex = lambda ns: [("%d examples, %s" % (n, w), "lib-seed1", "%s, %d examples" % (w, n)) for n in ns for w in ("PICK", "REFINE")]
-    more = lambda ns: [("%d examples, %s" % (n, w), "abl-layers", "%s, %d examples" % (w, n)) for n in ns for w in ("PICK", "REFINE")]
+    ex = lambda ns, job="lib-seed1": [("%d examples, %s" % (n, w), job, "%s, %d examples" % (w, n)) for n in ns for w in ("PICK", "REFINE")]
     many = lambda ns: ex([n for n in ns if n < 8]) + [("8 examples, PICK", "lib-seed1", "PICK"), ("8 examples, REFINE", "lib-seed1", "REFINE 32")] + ex([n for n in ns if n > 8])
     robust = lambda: [("its own 8 examples, %s" % w, "lib-seed1", w + (" 32" if w == "REFINE" else "")) for w in ("PICK", "REFINE")] + [
         ("%s, %s" % (h, w), "lib-seed1", "%s, %s" % (w, h)) for h in ("half of another task", "all of another task") for w in ("PICK", "REFINE")] + [
@@ -437,7 +440,7 @@ def main(folder, page):
         "smollm2 rates": rates_table(big), "15m rates": rates_table(small), "smollm2 training": training_table(big),
         "smollm2 sizes": list_table(big, "pool", sizes((8, 16, 32, 64, 128), 32) + [("N = 16, tasks with clear licences only, PICK", "lib-clear", "PICK"), ("the same, REFINE", "lib-clear", "REFINE 32")]),
         "15m sizes": list_table(small, "pool", sizes((4, 8, 16, 32, 64), 16)),
-        "smollm2 examples": list_table(big, "examples", many((1, 3)) + more((5, 50))), "15m examples": list_table(small, "examples", many((1, 3, 5, 50))),
+        "smollm2 examples": list_table(big, "examples", many((1, 3)) + ex((5, 50), "abl-layers")), "15m examples": list_table(small, "examples", many((1, 3, 5, 50))),
         "smollm2 robust": list_table(big, "examples", robust()), "15m robust": list_table(small, "examples", robust()),
         "smollm2 evals": list_table(big, "evaluations", evals()), "15m evals": list_table(small, "evaluations", evals()),
         "smollm2 gradient": list_table(big, "row", [(("library: " if j.startswith("lib") else "r: " if "-r-" in j else "N r: ") + r, j, r) for _, j, r in grads()]),
