@@ -232,6 +232,13 @@ void cr_batcher_next(struct cr_batcher *b, size_t max_rows)
     cut_step(b);
 }
 
+/* The key of row i of the step: a chain has that of its first row. last: the key of the row before.
+ */
+static uint32_t key_at(const struct cr_batcher *b, size_t i, uint32_t last)
+{
+    return b->rows[i] & CR_LINKED ? last : key_of(b, b->rows[i]);
+}
+
 void cr_batcher_shape(const struct cr_batcher *b, struct cr_pass_shape *s)
 {
     for (size_t k = 0; k < b->n_micros; k++) {
@@ -242,9 +249,12 @@ void cr_batcher_shape(const struct cr_batcher *b, struct cr_pass_shape *s)
             tokens += n;
             s->longest = n > s->longest ? n : s->longest;
         }
+        uint32_t last = 0;
         for (size_t i = b->cut[k]; i < b->cut[k + 1]; i++) {
+            uint32_t key = key_at(b, i, last);
             answers += row_of(b, b->rows[i])->n_answer;
-            groups += i == b->cut[k] || key_of(b, b->rows[i]) != key_of(b, b->rows[i - 1]);
+            groups += i == b->cut[k] || key != last;
+            last = key;
         }
         s->n_tokens = tokens > s->n_tokens ? tokens : s->n_tokens;
         s->n_answers = answers > s->n_answers ? answers : s->n_answers;
@@ -334,9 +344,10 @@ static void fill_micro(struct cr_packed *p, const struct cr_batcher *b, size_t k
                            .answer_id = p->answer_id + f->answer,
                            .answer_weight = p->weight + f->answer};
     size_t n_groups = 0, first_group = f->group;
+    uint32_t key = 0;
     p->seq[f->seq] = 0;
     for (size_t i = b->cut[k]; i < b->cut[k + 1]; i++) {
-        uint32_t key = key_of(b, b->rows[i]);
+        key = key_at(b, i, key);
         bool last = i + 1 == b->cut[k + 1] || !(b->rows[i + 1] & CR_LINKED);
         if (i == b->cut[k] || key != p->group_key[f->group - 1]) {
             begin[n_groups] = m->n_tokens;

@@ -131,15 +131,15 @@ static void check_packed(struct data *t)
                 assert_false(linked(t, row));
                 while (m->all.begin[g + 1] <= at)
                     g++;
-                do { /* the rows of a sequence */
+                uint32_t key = key_at(t, row); /* a sequence has that of its first row */
+                do {
                     uint32_t number = row_at(t, row);
                     const struct cr_train_row *r = &t->rows[number];
                     size_t n = cr_row_tokens(r) + linked(t, row + 1);
                     for (size_t i = 0; i < n; i++)
                         assert_int_equal(m->ids[at + i], (int)(1000 * number + i));
-                    assert_memory_equal(m->all.a + g * N, t->table + key_at(t, row) * N,
-                                        N * sizeof(float));
-                    assert_int_equal(p.group_key[group + g], key_at(t, row));
+                    assert_memory_equal(m->all.a + g * N, t->table + key * N, N * sizeof(float));
+                    assert_int_equal(p.group_key[group + g], key);
                     for (uint32_t i = 0; i < r->n_answer; i++, answer++) {
                         assert_true(m->answers.begin[g] <= answer &&
                                     answer < m->answers.begin[g + 1]);
@@ -171,6 +171,10 @@ static void packed(void **state)
     assert_int_equal(cr_batcher_chain(&t.b, WORKED, 0.2, CHAIN, NULL), CR_OK);
     check_packed(&t);
     cr_batcher_general(&t.b, 0.5, KEYS);
+    check_packed(&t);
+    for (uint32_t r = 0; r < ROWS; r++) /* as in a centroid pool: other keys than the tasks */
+        t.key[r] = r / 5 % KEYS;
+    cr_batcher_rewind(&t.b);
     check_packed(&t);
     cr_batcher_deinit(&t.b);
 }
