@@ -65,11 +65,12 @@ static enum cr_status export_weights(const struct cr_args *a, cr_model *m, const
 int cr_cli_pool_export(const struct cr_args *a)
 {
     const char *out = cr_arg_text(a, CR_OPT_OUTPUT);
-    bool f16 = !strcmp(cr_arg_text(a, CR_OPT_TYPE), "f16");
     int ways = cr_arg_given(a, CR_OPT_BASE) + (cr_arg_text(a, CR_OPT_TASK) != NULL) +
                (cr_arg_text(a, CR_OPT_PALETTE) != NULL);
     if (ways != 1)
         return cr_misuse("pool export", "one of --base, --task and --palette is needed");
+    if (cr_cli_type(a) == CR_BF16)
+        return cr_misuse("pool export", "adapters are written as f32 or f16");
     struct cr_setup s;
     struct cr_error err;
     cr_pool *pool = NULL;
@@ -88,8 +89,8 @@ int cr_cli_pool_export(const struct cr_args *a)
     size_t n = strlen(out);
     bool gguf = n > 5 && !strcmp(out + n - 5, ".gguf");
     if (!st)
-        st = gguf ? cr_adapter_write_gguf(ad, s.model, out, f16 ? CR_F16 : CR_F32, &err)
-                  : cr_adapter_write_peft(ad, s.model, out, f16 ? CR_F16 : CR_F32, &err);
+        st = gguf ? cr_adapter_write_gguf(ad, s.model, out, cr_cli_type(a), &err)
+                  : cr_adapter_write_peft(ad, s.model, out, cr_cli_type(a), &err);
     if (!st)
         cr_note("wrote %s, rank %d", out, cr_delta_rank(delta));
     cr_adapter_close(ad);
