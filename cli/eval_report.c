@@ -198,6 +198,23 @@ static void group_json(const struct report *r, struct cr_json *j, size_t row)
     cr_json_close(j);
 }
 
+/* Per task a 1 for each test row that is right and a 0 for the others. */
+static void right_json(const struct report *r, struct cr_json *j, size_t row)
+{
+    const struct cr_eval *e = r->e;
+    cr_json_open(j, "right", '{');
+    for (size_t t = 0; t < e->n_done; t++) {
+        const struct cr_eval_cell *c = cell(e, t, row);
+        struct cr_buf text;
+        cr_buf_init(&text, 1 << 28);
+        for (size_t i = 0; i < c->m.n; i++)
+            cr_buf_puts(&text, c->correct[i] ? "1" : "0");
+        cr_json_str(j, e->tasks.v[t].name, text.data ? text.data : "");
+        cr_buf_deinit(&text);
+    }
+    cr_json_close(j);
+}
+
 static int print_json(const struct report *r)
 {
     const struct cr_eval *e = r->e;
@@ -234,6 +251,7 @@ static int print_json(const struct report *r)
         for (size_t t = 0; t < e->n_done; t++)
             cr_json_fixed(&j, e->tasks.v[t].name, cell(e, t, k)->m.accuracy, 5);
         cr_json_close(&j);
+        right_json(r, &j, k);
         cr_json_close(&j);
     }
     cr_json_close(&j);

@@ -46,6 +46,7 @@ cmp pool.gguf q8_0.gguf && echo "in 8 bits as it was"
 "$CRAYON" pool export -q pool.gguf --task nothing -o x.gguf 2>&1; echo "-> $?"
 "$CRAYON" pool export -q pool.gguf --base 2 -o x.gguf 2>&1; echo "-> $?"
 "$CRAYON" pool export -q pool.gguf -o x.gguf 2>&1; echo "-> $?"
+"$CRAYON" pool export -q pool.gguf --base 1 --type bf16 -o x.gguf 2>&1; echo "-> $?"; test -e x.gguf && echo "x.gguf is there"
 "$CRAYON" adapter check -q one.gguf | grep -E '^(fits|pairs|rank|  attn_q)'
 "$CRAYON" adapter convert -q one.gguf -o one-peft --type f32 && "$CRAYON" adapter convert -q one-peft -o back.gguf --type f32
 "$CRAYON" logits -q --tokens 10,20,30 --adapter back.gguf -o back && cmp back logits--adapteronegguf && echo "there and back"
@@ -64,6 +65,12 @@ grep -E '^(pool|unseen|all):' table
 grep -c '</svg>' chart.svg
 "$CRAYON" eval -q --tasks . --row "a b=pool.gguf:knn:qx" --row lora=one.gguf:0.5 --limit 3 --json --against "a b" > eval.json 2> err || fail "eval rows"
 grep -E '^    "(base|a b|lora)"|"against": "' eval.json
+# each task's share of ones is its accuracy: rows x two tasks, 3 rows a task
+awk '/"task": \{/ {in_task = 1} /"right": \{/ {in_task = 0; in_right = 1} /\}/ {if (!/\{/) in_task = in_right = 0}
+    {name = $1; value = $2; gsub(/[",]/, "", value)}
+    in_task && value ~ /^[01]\./ {share[name] = value}
+    in_right && length(value) == 3 {if (sprintf("%.5f", gsub(/1/, "", value) / 3) == share[name]) same++}
+    END {print same " accuracies are shares of ones"}' eval.json
 for bad in "x=pool.gguf:nothing" "x=none.gguf" "=one.gguf" "x" "base=one.gguf" "x=pool.gguf:knn:side"; do
     "$CRAYON" eval -q --tasks . --row "$bad" > out 2> err; echo "$bad -> $?: $(wc -l < err)"
 done
