@@ -116,6 +116,24 @@ def plain(r, task):
     return json.dumps(out, ensure_ascii=False) + "\n"
 
 
+def drawn(tasks, split):
+    """Of every task (group, file, name, rows to learn from, how many of them a user may give, test rows), in the order of the pack."""
+    for g in GROUPS:
+        for stem in sorted({"mmlu": ["mmlu"]}.get(g, split[g])):
+            path = f"{tasks}/{stem}."
+            train = read(path + "train.jsonl.xz") or read(path + "train_small.jsonl.xz") or read(path + "dev.jsonl.xz")
+            test = read(path + "test.jsonl.xz")
+            order = sorted(set(test) & set(train))
+            random.Random("evidence " + stem).shuffle(order)
+            for task in order:
+                rng = random.Random("evidence " + task)
+                have, tests = train[task], test[task]
+                rng.shuffle(have)
+                rng.shuffle(tests)
+                if len(tests) >= 10:  # some P3 prompts have fewer
+                    yield g, stem, task, have, min(GIVEN, len(have) // 3) if g != "mmlu" else len(have), tests
+
+
 def main():
     p = argparse.ArgumentParser()
     for n in ("tasks", "split", "model", "output"):
@@ -128,42 +146,28 @@ def main():
     names, group, clear = [], [], []
     tenth = 10 if a.small else 1
     lines = {True: [], False: []}
-    for g in GROUPS:
-        for stem in sorted({"mmlu": ["mmlu"]}.get(g, split[g])):
-            path = f"{a.tasks}/{stem}."
-            train = read(path + "train.jsonl.xz") or read(path + "train_small.jsonl.xz") or read(path + "dev.jsonl.xz")
-            test = read(path + "test.jsonl.xz")
-            order = sorted(set(test) & set(train))
-            random.Random("evidence " + stem).shuffle(order)
-            for task in order:
-                rng = random.Random("evidence " + task)
-                have, tests = train[task], test[task]
-                rng.shuffle(have)
-                rng.shuffle(tests)
-                if len(tests) < 10:  # some P3 prompts
-                    continue
-                t = len(names)
-                given = min(GIVEN, len(have) // 3) if g != "mmlu" else len(have)
-                n = 0
-                if g == "pool":
-                    kept = []
-                    for r in have[given:]:
-                        if n < max(8, TRAIN // tenth) and packer.row(r, t, 0, MAX_TRAIN_TOKENS):
-                            kept.append(r)
-                            n += 1
-                    if n < 8:
-                        packer.rows = [x for x in packer.rows if x[0] != t]
-                        continue
-                    lines[stem in split["clear_licence"]] += [plain(r, task) for r in kept]
-                names.append(task)
-                group.append(GROUPS.index(g))
-                clear.append(stem in split["clear_licence"])
-                if stem == "p3" and sum(x.startswith("p3") for x in names) > P3_TESTED:
-                    continue
-                for r in have[:given]:
-                    packer.row(r, t, 1)
-                for r in tests[:max(8, TEST[g] // tenth)]:
-                    packer.row(r, t, 2)
+    for g, stem, task, have, given, tests in drawn(a.tasks, split):
+        t = len(names)
+        n = 0
+        if g == "pool":
+            kept = []
+            for r in have[given:]:
+                if n < max(8, TRAIN // tenth) and packer.row(r, t, 0, MAX_TRAIN_TOKENS):
+                    kept.append(r)
+                    n += 1
+            if n < 8:
+                packer.rows = [x for x in packer.rows if x[0] != t]
+                continue
+            lines[stem in split["clear_licence"]] += [plain(r, task) for r in kept]
+        names.append(task)
+        group.append(GROUPS.index(g))
+        clear.append(stem in split["clear_licence"])
+        if stem == "p3" and sum(x.startswith("p3") for x in names) > P3_TESTED:
+            continue
+        for r in have[:given]:
+            packer.row(r, t, 1)
+        for r in tests[:max(8, TEST[g] // tenth)]:
+            packer.row(r, t, 2)
     for clear_rows, text in lines.items() if a.rows else ():
         with lzma.open(f"{a.rows}/{'clear' if clear_rows else 'other'}.train.jsonl.xz", "wt", encoding="utf-8") as f:
             f.writelines(text)
