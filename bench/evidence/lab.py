@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 import lab_solve as S
-from lab_data import GIVEN, TEST, TRAIN, Batches, Data, RowSet, embed
+from lab_data import GIVEN, TEST, TRAIN, Batches, Chains, Data, RowSet, embed
 from lab_guide import Prompts
 from lab_memory import Memory
 from lab_model import LINEARS, TENSOR, Adapters, Base, forward, layer
@@ -151,6 +151,8 @@ class Job:
     def weighted(self, name, w, begin, form=None, keep=False, by_row=False, **more):
         """Scores weights [tasks, n], or by test row, or None; also with worked examples in front and a memory, where the job asks for it."""
         lab, form = self.lab, form or self.form
+        if name not in self.spec.get("score", [name]):
+            return
         for n in [] if by_row else self.spec.get("front", []):
             self.in_front(name, n, form, w)
         if not by_row and name in self.spec.get("memory", []):
@@ -216,7 +218,7 @@ class Job:
         kind = {"library": ["library", "--form", spec.get("form", "shared")], "centroid": ["centroid"], "lora": ["lora"], "clusters": ["centroid", "--form", "separate", "--hard"]}
         command = [args.crayon, "pool", "train", "-m", args.model, "--kind", *kind[self.kind], "--n", str(self.n),
                    "--rank", str(spec.get("rank", 8)), "--lr", "%g" % spec["lr"], "--seed", str(self.seed),
-                   "--epochs", str(spec.get("epochs", 2)), "--checkpoint-seconds", "-1", "--type", "f16", "--json", "--quiet", "-o", path]
+                   "--epochs", str(spec.get("epochs", 2)), "--checkpoint-seconds", "-1", "--type", spec.get("type", "f16"), "--json", "--quiet", "-o", path]
         if spec.get("worked"):
             command += ["--worked", str(spec["worked"]), "--alone", "%g" % spec.get("alone", 0), "--general", "%g" % spec.get("general", 0)]
         if spec.get("steps"):
@@ -451,9 +453,9 @@ class Job:
             out[view + " own"] = [round(float(x), 4) for x in sim[np.arange(len(sim)), lab.test_task_np]]
         self.result["scope"] = out
 
-    def anchor(self, label, per, rank, grid, given_seed, groups=("validation", "unseen", "mmlu", "pool"), front=0):
+    def anchor(self, label, per, rank, grid, given_seed, groups=("validation", "unseen", "mmlu", "pool"), front=0, chains=False):
         """Gradient steps on each task's own rows, from the adapters that per(tasks) gives. front: worked examples in front
-        of the test rows; each half of the user's rows is then learned with the other in front."""
+        of the test rows; each half of the user's rows is then learned with the other in front, or with chains all in chains."""
         lab, d = self.lab, self.lab.data
         every = [t for t in lab.tasks if d.groups[d.group[t]] in groups]
         size = self.spec.get("anchor_tasks") or (24 if rank > 64 else 96)
@@ -467,7 +469,11 @@ class Job:
                 tasks = every[c:c + size]
                 if front:
                     shown = [tuple(d.given(t, given_seed)[:front]) for t in tasks for _ in d.of[t, TEST]]
-                    tune = lab.halves(given_seed, self.shots, tasks, right_only=True, by_task=True)[0]
+                    if chains:
+                        mine = [list(d.given(t, given_seed, self.shots)) for t in tasks]
+                        tune = lambda k, mine=mine: Chains(d, mine, lab.base, self.spec["worked"], lab.line, (given_seed, k))
+                    else:
+                        tune = lab.halves(given_seed, self.shots, tasks, right_only=True, by_task=True)[0]
                     test = RowSet(d, np.concatenate([d.of[t, TEST] for t in tasks]), lab.base, by_task=True, front=shown, lengths=(lab.line,))
                 else:
                     tune = RowSet(d, np.concatenate([d.given(t, given_seed, self.shots) for t in tasks]), lab.base, right_only=True, by_task=True, lengths=(512,))
@@ -484,7 +490,8 @@ class Job:
                 tuned += time.time() - t0
                 del ta
             for k in marks:
-                self.record("%s lr %g steps %d%s" % (label, lr, k, ", %d in front" % front if front else ""), score[k], begin, tune_s=round(tuned, 1))
+                how = (" in chains" if chains else "", ", %d in front" % front if front else "")
+                self.record("%s%s lr %g steps %d%s" % (label, how[0], lr, k, how[1]), score[k], begin, tune_s=round(tuned, 1))
 
     def rows_lora(self):
         lab, seed = self.lab, self.seed
@@ -506,9 +513,12 @@ class Job:
         if self.spec.get("anchor"):
             full = lambda at: {n: (self.pool.a[n][None].expand(len(at), -1, -1, -1), self.pool.b[n][None].expand(len(at), -1, -1, -1)) for n in LINEARS}
             clone = lambda at: {n: tuple(x.clone() for x in v) for n, v in full(at).items()}
+            rank = self.spec["rank"] * self.n if groups == 0 else groups * self.pool.rank
+            groups, grid = self.spec.get("anchor_groups", ("validation", "unseen", "mmlu", "pool")), [(lr, tuple(m)) for lr, m in self.spec["anchor"]]
             for front in self.spec.get("anchor_front", [0]):
-                self.anchor("one LoRA + gradient", clone, self.spec["rank"] * self.n if groups == 0 else groups * self.pool.rank,
-                            [(lr, tuple(m)) for lr, m in self.spec["anchor"]], seed, self.spec.get("anchor_groups", ("validation", "unseen", "mmlu", "pool")), front)
+                self.anchor("one LoRA + gradient", clone, rank, grid, seed, groups, front)
+            for front in self.spec.get("anchor_chains", []):
+                self.anchor("one LoRA + gradient", clone, rank, grid, seed, groups, front, chains=True)
 
     def searches(self, losses, starts, sigma, not_negative, a_std=None):
         """PICK, REFINE and tuned rows from starts [(name, w)]."""
@@ -623,8 +633,10 @@ class Job:
         for label, w in (("blend + gradient", w0), ("REFINE + gradient", self.refined)):
             if label in self.spec.get("anchor_from", ["blend + gradient"]):
                 self.anchor(label, lambda at: self.pool.blended(w[at]), self.pool.rank, grid, self.seed)
-        for front in self.spec.get("anchor_front", []):
-            self.anchor("REFINE + gradient", lambda at: self.pool.blended(self.refined[at]), self.pool.rank, grid, self.seed, front=front)
+        for key in ("anchor_front", "anchor_chains"):
+            for front in self.spec.get(key, []):
+                self.anchor("REFINE + gradient", lambda at: self.pool.blended(self.refined[at]), self.pool.rank, grid, self.seed, front=front,
+                            chains=key == "anchor_chains")
 
     def other_examples(self, label, given, centre, proto, knn, mean, sigma):
         """KNN, PICK and REFINE from other examples than the usual ones."""

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from lab_model import Lines, forward
+from lab_model import Lines, forward, pack
 
 TRAIN, GIVEN, TEST = 0, 1, 2
 
@@ -107,6 +107,61 @@ class RowSet:
             for k, m in enumerate(p.mine):
                 out[m] = sums[p.first[k]:p.first[k] + p.count[k]]
         return out
+
+
+class ChainLines:
+    """Chains of rows, each answer in front of the next prompt, in lines of length s as Lines has them: one group a task."""
+
+    def __init__(self, data, tasks, s):
+        """tasks: per task its chains, lists of rows."""
+        self.s, self.groups = s, list(range(len(tasks)))
+        ids = [[data.worked(c)[:s] for c in chains] for chains in tasks]
+        packed = [pack([len(c) for c in chains], s) for chains in ids]
+        self.per = max(n for n, _ in packed)
+        self.n = self.per * len(tasks)
+        self.ids, self.pos, self.opt = (np.zeros((self.n, s), np.int64) for _ in range(3))
+        self.row = np.full((self.n, s), -1, np.int64)
+        src, target, owner, self.place, self.row_of_option = [], [], [], [], []
+        for g, (chains, (_, places)) in enumerate(zip(tasks, packed)):
+            for c, (chain, (k, at)) in enumerate(zip(chains, places)):
+                line, n = g * self.per + k, len(ids[g][c])
+                self.ids[line, at:at + n], self.pos[line, at:at + n], self.row[line, at:at + n] = ids[g][c], np.arange(n), len(self.place)
+                for i in chain:
+                    at += len(data.prompt(i))
+                    answer = data.answer(i)
+                    room = min(len(answer), s - at)  # of a row that is longer than a line
+                    src += list(range(line * s + at - 1, line * s + at + room - 1))
+                    target += answer[:max(room, 0)]
+                    owner += [len(self.row_of_option)] * max(room, 0)
+                    self.place.append((line, at))
+                    self.row_of_option.append(len(self.row_of_option))
+                    at += len(answer)
+        self.n_options = len(self.row_of_option)
+        self.src, self.target, self.owner = (np.array(x, np.int64) for x in (src, target, owner))
+        self.tokens = sum(len(c) for chains in ids for c in chains)
+
+
+class Chains:
+    """The examples of tasks as `pool train --worked` puts them for one step: shuffled, in chains of 2 to worked + 1 rows of at
+    most s tokens, each answer in front of the next prompt. For TaskAdapters.tune."""
+
+    def __init__(self, data, given, base, worked, s, seed):
+        """given: per task its rows."""
+        rng, tasks = np.random.default_rng(seed), []
+        for mine in given:
+            rows, chains = rng.permutation(mine).tolist(), []
+            while rows:
+                want, tokens, n = int(rng.integers(2, worked + 2)), 0, 0
+                while n < min(want, len(rows)):
+                    tokens += len(data.prompt(rows[n])) + len(data.answer(rows[n]))
+                    if n and tokens > s:
+                        break
+                    n += 1
+                chains.append(rows[:n])
+                rows = rows[n:]
+            tasks.append(chains)
+        self.lines, order = ChainLines(data, tasks, s), [i for chains in tasks for c in chains for i in c]
+        self.parts = [Part(self.lines, np.arange(len(order)), [data.rows[i] for i in order], data, base, True)]
 
 
 class Part:

@@ -164,16 +164,17 @@ class TaskAdapters:
         return [[(cast[n][0][i], cast[n][1][i], None) for n in LINEARS] for i in range(self.base.layers)]
 
     def tune(self, rows, lr, steps, marks=(), on_mark=None):
-        """rows: RowSet(right_only, by_task) whose groups are all these tasks in order."""
+        """rows: RowSet(right_only, by_task) whose groups are all these tasks in order, or a function from the step to one."""
         params = [x for n in LINEARS for x in self.p[n]]
         opt = torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.99), weight_decay=0.0, fused=params[0].is_cuda)
-        part = rows.parts[0]
-        assert len(rows.parts) == 1
-        per = part.lines.per
-        group = part.line_of // per
-        count = torch.bincount(group, minlength=len(part.lines.groups)).float()
-        tasks_a_call = max(1, part.per_call() // 8 // per)
         for k in range(1, steps + 1):
+            now = rows(k) if callable(rows) else rows
+            part = now.parts[0]
+            assert len(now.parts) == 1
+            per = part.lines.per
+            group = part.line_of // per
+            count = torch.bincount(group, minlength=len(part.lines.groups)).float()
+            tasks_a_call = max(1, part.per_call() // 8 // per)
             opt.zero_grad(set_to_none=False)
             for t in range(0, len(part.lines.groups), tasks_a_call):
                 u = min(t + tasks_a_call, len(part.lines.groups))

@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes the list of jobs for lab.py, by importance.
 
-usage: plan.py smollm2|15m|small > plan.json
+usage: plan.py smollm2|15m|ship|small > plan.json
 
 Every kind of training tries three learning rates for one epoch with seed 1; the rate with the best
 validation accuracy of the kind's own row is used for all its seeds. Then two epochs with seeds 1 to 3,
 and ablations with seed 1. r is 8; N is 32 (SmolLM2) or 16 (15M). "small": a few steps of the 15M on a CPU, to
-try the whole way; its numbers mean nothing.
+try the whole way; its numbers mean nothing. "ship": candidates for the shipped pool of SmolLM2, from ship.py's rows.
 """
 import json
 import sys
@@ -25,6 +25,33 @@ def small():
             job("wlib-seed1", "library", n=4, evals=[4], worked=3, front=[2], memory=["PICK, 2 in front"])]
 
 
+def ship():
+    """Size, passes and seeds of the pool for SmolLM2 that ships, tried on the validation tasks alone (choose: ship.py)."""
+    jobs = []
+    for seed in (1, 2):
+        for name, more in (("n8-e2", {}), ("n8-e1", {"epochs": 1}), ("n8-e3", {"epochs": 3}), ("n6-e2", {"n": 6}), ("n10-e2", {"n": 10}),
+                           ("n16-r4-e2", {"n": 16, "rank": 4}), ("n8-e2-own", {"general": 0})):
+            jobs.append({"name": f"ship-{name}-seed{seed}", "kind": "library", "n": 8, "rank": 8, "lr": 2e-3, "worked": 8, "general": 0.5, "seed": seed,
+                         "epochs": 2, "files": ["ship"], "type": "q8_0", "light": True, "front": [8], "evals": [32], "only": "validation", "keep_pool": True, **more})
+    return jobs
+
+
+def further(job, rates):
+    """Gradient steps from more starts and in chains; adapters of the tasks with clear licences tuned alike; option scores for routing."""
+    gentle = {"evals": [32], "front": [8], "anchor": [[3e-4, [8]]], "anchor_from": [], "anchor_front": [8], "score": ["REFINE 32 averaged with PICK", "one LoRA"]}
+    library, lora = {"light": True, "lr": rates["library"], "worked": 8}, {"lr": rates["lora 1"], "worked": 5}
+    for seed in (1, 2, 3):
+        job("library", f"twgen-seed{seed}", **gentle, **library, general=0.5, seed=seed, anchor_chains=[8])
+        job("library", f"twlib-seed{seed}", **gentle, **library, seed=seed, anchor_chains=[8])
+        job("lora 1", f"lora-r-clear-seed{seed}", lr=rates["lora 1"], seed=seed, tasks="clear", anchor=[[1e-3, [4]]])
+        job("lora 1", f"twlora-r-clear-seed{seed}", **gentle, **lora, seed=seed, tasks="clear")
+        job("library", f"twgen-clear-seed{seed}", **gentle, **library, general=0.5, seed=seed, tasks="clear", n=16)
+        job("lora 1", f"twlora-r-seed{seed}", **gentle, **lora, seed=seed, anchor_chains=[8])
+    job("library", "rlib-seed1", light=True, lr=rates["library"], evals=[32], score=["REFINE 32"])
+    for seed in (1, 2, 3):
+        job("centroid", f"wcen-seed{seed}", lr=2e-3, worked=8, seed=seed, front=[8], light=True)
+
+
 def worked(job, big):
     """In-context tuning: rows of a task behind each other, each with those before it in view. Share of rows alone, number of
     rows and rate are tried on the validation tasks alone, for every kind alike."""
@@ -35,7 +62,7 @@ def worked(job, big):
         for name, more in (("k5", {"worked": 5}), ("k8", {"worked": 8}), ("k8-half", {"worked": 8, "alone": 0.5}), ("k8-slow", {"worked": 8, "lr": lr / 2})):
             job(kind, f"{label}-try-{name}", **{"lr": lr, "epochs": 1, "light": True, "tries": label, "evals": [32], "front": [8], "in_context": True,
                                                 "only": "validation", **more})
-    for seed in (1, 2, 3) if big else (1,):
+    for seed in (1, 2, 3):
         for kind in rates:
             label = "w" + ROWS[kind][0]
             more = {"lr_from": label, "lr_row": rows.get(kind, ["one LoRA", "one LoRA, 8 in front"]), "front": [8], "evals": [32], "seed": seed, "light": big}
@@ -67,11 +94,12 @@ def worked(job, big):
             if kind == "library":
                 job(kind, f"{label}-e8-seed1", **more, epochs=8)
         job("library", "wsep-seed1", **rest, lr=rates["library"], n=8, form="separate", general=0.5)
+        further(job, rates)
 
 
 def main(model):
-    if model == "small":
-        json.dump(small(), sys.stdout, indent=0)
+    if model in ("small", "ship"):
+        json.dump(small() if model == "small" else ship(), sys.stdout, indent=0)
         return
     big = model == "smollm2"
     n = 32 if big else 16
