@@ -26,8 +26,8 @@ deps: ## install the Debian packages that the build needs (asks sudo unless root
 models: deps ## fetch SmolLM2-135M-Instruct (Apache-2.0, 93 MB) into the user's model folder
 	@tools/get_models.sh "$(MODEL_DIR)"
 
-POOL := $(MODEL_DIR)/smollm2-135m-instruct-q4_1-pool.gguf
-pool: all models ## train a pool for SmolLM2 on the tasks in data/, on the CPU, into the model folder
+POOL := build/smollm2-135m-pool.gguf
+pool: all models ## train a small pool for SmolLM2 on the tasks in data/, on the CPU, into build/
 	@test -f "$(POOL)" || build/crayon pool train -m smollm2-135m-instruct-q4_1 --n 16 --rank 8 --rows 150 \
 	  --epochs 2 --step-tokens 4096 --resume --name smollm2-135m-pool -o "$(POOL)" data/train.jsonl.xz
 	@echo "$(POOL)"

@@ -57,17 +57,18 @@ static char *program_dir(void)
     return slash ? cr_strndup(exe, (size_t)(slash - exe)) : NULL;
 }
 
-static char *embedded_model(void)
+/* A file that comes with the program, or NULL. */
+static char *shipped(const char *name)
 {
     /* installed beside the program, built in the source tree (build/ or build/PRESET/), installed
      * at the configured place */
     static const char *const near[] = {"../share/crayon/models", "../models", "../../models"};
     char *dir = program_dir(), *found = NULL;
     for (size_t i = 0; dir && !found && i < sizeof near / sizeof *near; i++)
-        found = if_exists(cr_asprintf("%s/%s/" EMBEDDED, dir, near[i]));
+        found = if_exists(cr_asprintf("%s/%s/%s", dir, near[i], name));
     cr_free(dir);
     if (!found)
-        found = if_exists(cr_strdup(CRAYON_DATADIR "/models/" EMBEDDED));
+        found = if_exists(cr_asprintf(CRAYON_DATADIR "/models/%s", name));
     char plain[PATH_MAX]; /* without the "..", for messages */
     if (!found || !realpath(found, plain))
         return found;
@@ -79,7 +80,7 @@ enum cr_status cr_model_locate(const char *name, char **path, struct cr_error *e
 {
     *path = NULL;
     if (!name) {
-        *path = embedded_model();
+        *path = shipped(EMBEDDED);
         return *path ? CR_OK
                      : cr_error_set(err, CR_NOT_FOUND,
                                     "no model given and the embedded " EMBEDDED
@@ -105,7 +106,7 @@ char *cr_pool_beside(const char *model_path)
     if (n > 5 && !strcmp(model_path + n - 5, ".gguf"))
         n -= 5;
     const char *slash = strrchr(model_path, '/');
-    size_t least = slash ? (size_t)(slash - model_path) + 1 : 0;
+    size_t least = slash ? (size_t)(slash - model_path) + 1 : 0, whole = n;
     for (int tries = 0; tries < 2 && n > least; tries++) {
         char *found = if_exists(cr_asprintf("%.*s-pool.gguf", (int)n, model_path));
         if (found)
@@ -114,7 +115,12 @@ char *cr_pool_beside(const char *model_path)
             n--;
         while (n > least && model_path[n] != '-');
     }
-    return NULL;
+    if (whole <= least)
+        return NULL;
+    char *name = cr_asprintf("%.*s-pool.gguf", (int)(whole - least), model_path + least);
+    char *found = name ? shipped(name) : NULL;
+    cr_free(name);
+    return found;
 }
 
 enum cr_status cr_split_scale(const char *text, char **path, float *scale, struct cr_error *err)

@@ -44,7 +44,8 @@ enum cr_status cr_model_locate(const char *name, char **path, struct cr_error *e
  * ignored). Free with cr_free. NULL: there is no home, or out of memory. */
 char *cr_models_dir(void);
 /* The pool that lies beside a model: DIR/STEM-pool.gguf, where STEM is the model's file name
- * without ".gguf" and, if that is not there, without its last "-part" too. NULL: there is none. */
+ * without ".gguf" and, if that is not there, without its last "-part" too; else the pool for just
+ * that file name that comes with the program. NULL: there is none. Free with cr_free. */
 char *cr_pool_beside(const char *model_path);
 /* "FILE:SCALE" or "FILE" (scale 1). A file that exists under the whole name is taken whole. Free
  * *path with cr_free. */

@@ -13,6 +13,8 @@
 
 #include <cmocka.h>
 
+#define SMOLLM2 "smollm2-135m-instruct-q4_1"
+
 static struct cr_error err;
 static char dir[] = "/tmp/crayon-common-XXXXXX";
 
@@ -36,7 +38,7 @@ static int tear_down(void **state)
     (void)state;
     static const char *const names[] = {
         "crayon/models/m.gguf", "crayon/models", "crayon", "here.gguf",
-        "a-q8_0-pool.gguf",     "b-pool.gguf",   "x:0.5"};
+        "a-q8_0-pool.gguf",     "b-pool.gguf",   "x:0.5",  SMOLLM2 "-pool.gguf"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         remove(names[i]);
     return chdir("/") || rmdir(dir);
@@ -75,6 +77,18 @@ static void test_pools_beside_models(void **state)
     assert_null(cr_pool_beside("c.gguf"));
     assert_null(cr_pool_beside("x-y/c.gguf")); /* the folder's name is not the model's */
     assert_null(cr_pool_beside(""));
+    /* a pool that comes with the program, for the model's whole name; one beside it goes first */
+    path = cr_pool_beside("crayon/models/" SMOLLM2 ".gguf");
+    assert_true(path && strstr(path, "/models/" SMOLLM2 "-pool.gguf"));
+    assert_int_equal(access(path, R_OK), 0);
+    assert_null(strstr(path, dir));
+    cr_free(path);
+    assert_null(cr_pool_beside(SMOLLM2 "-mine.gguf"));
+    assert_null(cr_pool_beside("my-" SMOLLM2 ".gguf"));
+    touch(SMOLLM2 "-pool.gguf");
+    path = cr_pool_beside(SMOLLM2 ".gguf");
+    assert_string_equal(path, SMOLLM2 "-pool.gguf");
+    cr_free(path);
 }
 
 static void test_scales(void **state)
