@@ -37,7 +37,7 @@ def main(crayon, model, tasks, split, output, most="30"):
         out["tasks"][task] = {"group": g, "rows": picked, **{k: rows[r]["right"]["t"] for k, r in WAYS.items() if r in rows}}
         assert all(len(out["tasks"][task][k]) == len(picked) for k in WAYS if k in out["tasks"][task]), task
         with open(output + ".new", "w") as f:
-            json.dump(out, f, indent=0)
+            json.dump(out, f)
             f.write("\n")
         os.replace(output + ".new", output)
     for g in ("pool", "validation", "unseen", "mmlu"):

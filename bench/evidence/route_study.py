@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which questions should leave the device? Rules of docs/routing.md on the rows of route_features.py.
 
-usage: route_study.py FEATURES.npz OUTPUT.json docs/evidence.md
+usage: route_study.py FEATURES.npz OUTPUT.json docs/evidence.md [PLACE]
+
+Fills `<!-- PLACE -->` in the page (default: routing).
 
 Learned rules are fitted on one half of the pool tasks ("device wrong and server right") and used, as they are,
 on the other half and on the unseen tasks. TASK knows 8 further rows of each task with both models' answers, as
@@ -37,7 +39,7 @@ def curve(score, device, server, noise):
     return (device.sum() + gain[np.round(SHARES * len(score)).astype(int)]) / len(score)
 
 
-def main(path, output, page):
+def main(path, output, page, place="routing"):
     d = np.load(path)
     task, group, x, emb = d["task"], d["group"], d["x"].astype(float), d["emb"].astype(float)
     device, server = d["device"].astype(float), d["server"].astype(float)
@@ -119,7 +121,8 @@ def main(path, output, page):
         out["conformal %.1f" % eps] = {"risk": round(float(np.mean(got)), 4), "above": float(np.mean(np.array(got) > eps)), "kept": round(float(np.mean(kept)), 4)}
     json.dump(out, open(output, "w"))
     page_text = open(page).read()
-    a = page_text.index("<!-- routing -->\n") + len("<!-- routing -->\n")
+    mark = "<!-- %s -->\n" % place
+    a = page_text.index(mark) + len(mark)
     b = page_text.index("<!-- end -->", a)
     with open(page, "w") as f:
         f.write(page_text[:a] + "\n".join(text) + "\n" + page_text[b:])
