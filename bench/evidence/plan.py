@@ -141,6 +141,9 @@ def main(model):
     for k in (8, 16, 64, 128) if big else (4, 8, 32, 64):
         ablation(f"abl-n{k}", n=k)
     if big:
+        for k in (8, 16):
+            for seed in (2, 3):
+                ablation(f"abl-n{k}-seed{seed}", n=k, seed=seed)
         for r in (4, 16, 32):
             ablation(f"abl-r{r}", rank=r)
         ablation("abl-separate", form="separate", n=8)

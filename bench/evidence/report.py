@@ -251,7 +251,7 @@ def worst_table(res):
 
 def cells_of(res, job, row):
     """A job's row, or that of all its seeds."""
-    return [(j, row) for j in ([job] if job in res.jobs else res.seeds(job)) if row in res.jobs[j]["rows"]]
+    return [(j, row) for j in ([job] if job in res.jobs else []) + res.seeds(job) if row in res.jobs[j]["rows"]]
 
 
 def one(res, cells):
@@ -273,10 +273,15 @@ FRONT = ", 8 in front"
 WORKED = [  # label, rank at run time, job, row
     ("base", "-", "wbase", "base 8-shot"), ("one LoRA, r", "8", "wlora-r", "one LoRA"), ("one LoRA, N r", "256", "wlora-nr", "one LoRA"),
     ("one LoRA, r, 8 gentle steps", "8", "wlora-r", "one LoRA + gradient lr 0.0003 steps 8"),
+    ("the same, the steps in chains", "8", "twlora-r", "one LoRA + gradient in chains lr 0.0003 steps 8"),
+    ("centroid: SOFTMAX (plain Crayon)", "8", "wcen", "centroid SOFTMAX"),
     ("library: KNN", "8", "wlib", "KNN middle"), ("library: PICK", "8", "wlib", "PICK"), ("library: REFINE, averaged with PICK", "8", "wlib", "REFINE 32 averaged with PICK"),
     ("library: REFINE + 8 gentle steps", "8", "wlib", "REFINE + gradient lr 0.0003 steps 8"),
+    ("the same, the steps in chains", "8", "twlib", "REFINE + gradient in chains lr 0.0003 steps 8"),
     ("library with general weights: those", "8", "wgen", "GENERAL"), ("the same: KNN", "8", "wgen", "KNN middle"), ("the same: PICK", "8", "wgen", "PICK"),
     ("the same: REFINE", "8", "wgen", "REFINE 32"), ("the same: REFINE, averaged with PICK", "8", "wgen", "REFINE 32 averaged with PICK"),
+    ("the same: REFINE + 8 gentle steps", "8", "twgen", "REFINE + gradient lr 0.0003 steps 8"),
+    ("the same, the steps in chains", "8", "twgen", "REFINE + gradient in chains lr 0.0003 steps 8"),
     ("the same, N = 8, SEPARATE: REFINE, averaged with PICK", "64", "wsep", "REFINE 32 averaged with PICK"),
 ]
 CLEAR = [
@@ -284,6 +289,10 @@ CLEAR = [
     ("library: PICK", "8", "wlib-clear", "PICK"), ("library: REFINE, averaged with PICK", "8", "wlib-clear", "REFINE 32 averaged with PICK"),
     ("library with general weights: KNN", "8", "wgen-clear", "KNN middle"), ("the same: PICK", "8", "wgen-clear", "PICK"),
     ("the same: REFINE, averaged with PICK", "8", "wgen-clear", "REFINE 32 averaged with PICK"),
+    ("the same: REFINE + 8 gentle steps", "8", "twgen-clear", "REFINE + gradient lr 0.0003 steps 8"),
+    ("one LoRA, r, 8 gentle steps", "8", "twlora-r-clear", "one LoRA + gradient lr 0.0003 steps 8"),
+    ("one LoRA, r, trained without, none in front", "8", "lora-r-clear", "one LoRA", ""),
+    ("the same, 4 steps: the anchor of these tasks", "8", "lora-r-clear", "one LoRA + gradient lr 0.001 steps 4", ""),
 ]
 
 
@@ -296,12 +305,13 @@ def worked_table(res, rows, control):
     diff = lambda a, b, g: difference(res.macro(a, g), res.macro(b, g))
     out = ["| row | seeds | rank run | validation | unseen | MMLU | both | both, against N r as before | both, against N r alike | share of the anchor's gain | pool | pool, against N r alike |",
            "|" + "---|" * 12]
-    for label, rank, job, row in rows:
+    for label, rank, job, row, *front in rows:
+        front = front[0] if front else FRONT
         if job == "wbase":
             a, plain, n = res.accuracy([("wbase", "%s seed %d" % (row, s)) for s in (1, 2, 3)]), res.accuracy([("wbase", "base")]), 3
         else:
-            a, n = ref(job, row + FRONT), len(res.seeds(job))
-            plain = ref(job, row) if row in res.jobs[job + "-seed1"]["rows"] else None
+            a, n = ref(job, row + front), len(res.seeds(job))
+            plain = ref(job, row) if front and row in res.jobs[job + "-seed1"]["rows"] else None
         m, p = ([res.macro(x, g)[0] for g in ("validation", "unseen", "mmlu", "unseen + mmlu", "pool")] if x else [] for x in (a, plain))
         cell = lambda k: "%.1f (%.1f)" % (m[k], p[k]) if p else "%.1f" % m[k]
         out.append("| %s | %d | %s | %s | %s | %s | %.0f %% | %s | %s |" % (
@@ -382,6 +392,39 @@ def rates_table(res):
     return "\n".join(out)
 
 
+def sizes_table(res):
+    """REFINE averaged with PICK by size of the pool, three seeds, against one LoRA N r."""
+    ref = res.accuracy([(j, "one LoRA") for j in res.seeds("lora-nr")])
+    out = ["| pool, three seeds | validation | unseen | MMLU | both | both, against N r | unseen, against N r | pool | pool, against N r |", "|" + "---|" * 9]
+    for n, job in ((8, "abl-n8"), (16, "abl-n16"), (32, "lib")):
+        a = res.accuracy(cells_of(res, job, "REFINE 32 averaged with PICK"))
+        m = {g: res.macro(a, g) for g in GROUPS}
+        diff = lambda g: difference(m[g], res.macro(ref, g))
+        out.append("| N = %d | %s | %s | %s | %.1f | %s |" % (n, " | ".join("%.1f" % m[g][0] for g in GROUPS[:4]), diff("unseen + mmlu"), diff("unseen"), m["pool"][0], diff("pool")))
+    return "\n".join(out)
+
+
+def tuned_table(res):
+    """Pairs of rows with gradient steps, 8 examples in front."""
+    steps, chains = " + gradient lr 0.0003 steps 8" + FRONT, " + gradient in chains lr 0.0003 steps 8" + FRONT
+    own, lora = "REFINE", "one LoRA"
+    out = ["| row | against | unseen and MMLU | difference | pool | difference |", "|" + "---|" * 6]
+    for label, a, to, b in (
+            ("library, steps in chains", ("twlib", own + chains), "in halves", ("twlib", own + steps)),
+            ("library with general weights, in chains", ("twgen", own + chains), "in halves", ("twgen", own + steps)),
+            ("one LoRA r, in chains", ("twlora-r", lora + chains), "in halves", ("twlora-r", lora + steps)),
+            ("library with general weights, steps", ("twgen", own + steps), "library, steps", ("twlib", own + steps)),
+            ("library with general weights, steps", ("twgen", own + steps), "one LoRA r, steps", ("twlora-r", lora + steps)),
+            ("clear licences: library with general weights, steps", ("twgen-clear", own + steps), "one LoRA r, steps", ("twlora-r-clear", lora + steps)),
+            ("clear licences: library with general weights, steps", ("twgen-clear", own + steps), "the anchor of these tasks", ("lora-r-clear", lora + " + gradient lr 0.001 steps 4")),
+            ("clear licences: library with general weights, no steps", ("wgen-clear", "REFINE 32 averaged with PICK" + FRONT), "the anchor of these tasks", ("lora-r-clear", lora + " + gradient lr 0.001 steps 4")),
+            ("centroid pool, no steps", ("wcen", "centroid SOFTMAX" + FRONT), "one LoRA r, no steps", ("wlora-r", lora + FRONT))):
+        x, y = (res.accuracy(cells_of(res, *c)) for c in (a, b))
+        cell = lambda g: "%.1f | %s" % (res.macro(x, g)[0], difference(res.macro(x, g), res.macro(y, g)))
+        out.append("| %s | %s | %s | %s |" % (label, to, cell("unseen + mmlu"), cell("pool")))
+    return "\n".join(out)
+
+
 def training_table(res):
     out = ["| job | trained by | tokens | s | tokens/s | loss, first and last 5 % |", "|---|---|---|---|---|---|"]
     for j in sorted(res.jobs):
@@ -432,14 +475,16 @@ def main(folder, page):
         ("%s, %s" % (h, w), "lib-seed1", "%s, %s" % (w, h)) for h in ("half of another task", "all of another task") for w in ("PICK", "REFINE")] + [
         ("no examples: MEAN", "lib-seed1", "MEAN")]
     evals = lambda: [("0 (PICK)", "lib-seed1", "PICK"), ("32", "lib-seed1", "REFINE 32"), ("128", "lib-seed1", "REFINE 128")]
-    sizes = lambda ns, own: [("N = %d, %s" % (n, w), "lib-seed1" if n == own else "abl-n%d" % n, r) for n in ns for w, r in (("KNN", "KNN middle"), ("PICK", "PICK"), ("REFINE", "REFINE 32"))]
+    sizes = lambda ns, own, seeds: [("N = %d, %s%s" % (n, w, " (3 seeds)" if n in seeds else ""), ("lib" if own in seeds else "lib-seed1") if n == own else "abl-n%d" % n, r)
+                                    for n in ns for w, r in (("KNN", "KNN middle"), ("PICK", "PICK"), ("REFINE", "REFINE 32"))]
     grads = lambda: [(r, j, r) for j in ("lib-seed1", "lora-r-seed1", "lora-nr-seed1") for r in (big.jobs[j]["rows"] if j in big.jobs else []) if "gradient" in r]
     blocks = {
         "smollm2": main_table(big, docs + "/evidence-smollm2.svg", "SmolLM2-135M-Instruct"), "15m": main_table(small, docs + "/evidence-15m.svg", "crayon-15m"),
         "smollm2 unseen": unseen_table(big), "15m unseen": unseen_table(small), "smollm2 worst": worst_table(big), "15m worst": worst_table(small),
         "smollm2 rates": rates_table(big), "15m rates": rates_table(small), "smollm2 training": training_table(big),
-        "smollm2 sizes": list_table(big, "pool", sizes((8, 16, 32, 64, 128), 32) + [("N = 16, tasks with clear licences only, PICK", "lib-clear", "PICK"), ("the same, REFINE", "lib-clear", "REFINE 32")]),
-        "15m sizes": list_table(small, "pool", sizes((4, 8, 16, 32, 64), 16)),
+        "smollm2 sizes": list_table(big, "pool", sizes((8, 16, 32, 64, 128), 32, (8, 16, 32)) + [("N = 16, tasks with clear licences only, PICK", "lib-clear", "PICK"), ("the same, REFINE", "lib-clear", "REFINE 32")]),
+        "smollm2 sizes seeds": sizes_table(big), "smollm2 tuned": tuned_table(big),
+        "15m sizes": list_table(small, "pool", sizes((4, 8, 16, 32, 64), 16, ())),
         "smollm2 examples": list_table(big, "examples", many((1, 3)) + ex((5, 50), "abl-layers")), "15m examples": list_table(small, "examples", many((1, 3, 5, 50))),
         "smollm2 robust": list_table(big, "examples", robust()), "15m robust": list_table(small, "examples", robust()),
         "smollm2 evals": list_table(big, "evaluations", evals()), "15m evals": list_table(small, "evaluations", evals()),
@@ -457,11 +502,11 @@ def main(folder, page):
         "smollm2 tasks": list_table(big, "pool", [("%d tasks, %s" % (n, w), "lib-seed1" if n == 272 else "abl-t%d" % n, r) for n in (16, 32, 64, 128, 272)
                                                   for w, r in (("PICK", "PICK"), ("REFINE", "REFINE 32"))]),
         "smollm2 memory": memory_table(big), "smollm2 worked": worked_table(big, WORKED, "wlora-nr"), "smollm2 tries": tries_table(big), "15m tries": tries_table(small),
-        "15m worked": list_table(small, "seed 1, trained with worked examples", [(l + w, j, r + x) for l, j, r in (
-            ("one LoRA, r", "wlora-r-seed1", "one LoRA"), ("one LoRA, N r", "wlora-nr-seed1", "one LoRA"), ("library: REFINE", "wlib-seed1", "REFINE 32"),
-            ("one LoRA, r, 4 steps", "wlora-r-seed1", "one LoRA + gradient lr 0.001 steps 4"), ("library: REFINE, 4 steps", "wlib-seed1", "REFINE + gradient lr 0.001 steps 4"),
-            ("library: REFINE in context, 4 steps", "wlib-seed1", "REFINE in context + gradient lr 0.001 steps 4")) for w, x in (("", ""), (FRONT, FRONT))]
-            + [("trained without: library: REFINE", "lib-seed1", "REFINE 32"), ("trained without: one LoRA, N r", "lora-nr-seed1", "one LoRA")]),
+        "15m worked": list_table(small, "3 seeds, trained with worked examples", [(l + w, j, r + x) for l, j, r in (
+            ("one LoRA, r", "wlora-r", "one LoRA"), ("one LoRA, N r", "wlora-nr", "one LoRA"), ("library: REFINE", "wlib", "REFINE 32"),
+            ("one LoRA, r, 4 steps", "wlora-r", "one LoRA + gradient lr 0.001 steps 4"), ("library: REFINE, 4 steps", "wlib", "REFINE + gradient lr 0.001 steps 4"),
+            ("library: REFINE in context, 4 steps, seed 1", "wlib", "REFINE in context + gradient lr 0.001 steps 4")) for w, x in (("", ""), (FRONT, FRONT))]
+            + [("trained without: library: REFINE", "lib", "REFINE 32"), ("trained without: one LoRA, N r", "lora-nr", "one LoRA")]),
         **{f"{m} {name}": f(r) for m, r in (("smollm2", big), ("15m", small)) for name, f in (
             ("kinds", choose.kinds), ("choose", choose.table), ("choose pairs", choose.pairs), ("choose worst", choose.worst))},
         "command": command_table(folder + "/15m-command.json"),
