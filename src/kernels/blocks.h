@@ -165,24 +165,44 @@ INLINE void all_panels(enum cr_type type, struct job j, size_t rows)
 }
 
 #if defined(CR_READS_ROWS)
-/* One token: the tiles would be used but once. The next panel is asked for meanwhile. */
+/* LANES rows rb bytes apart by one token, each asked for AHEAD of what is multiplied. */
+INLINE vf rows_by_token(enum cr_type type, const uint8_t *p, size_t rb,
+                        const struct cr_block_q8a *x, size_t n_groups)
+{
+    enum { AHEAD = 512 };
+    const size_t groups = (size_t)groups_of(type), size = block_bytes(type);
+    vf acc = v_zero();
+    for (size_t b = 0; b < n_groups; b += groups, p += size) {
+        UNROLL for (size_t i = 0; i < LANES; i++)
+        {
+            UNROLL for (size_t k = 0; k < size; k += 64)
+            {
+                __builtin_prefetch(p + i * rb + AHEAD + k);
+            }
+        }
+        acc = add_block(type, acc, p, rb, x + b, b + groups < n_groups);
+    }
+    return acc;
+}
+
+/* One token: the tiles would be used but once. A lane has a run of rows, as long as there are
+ * rows for all; the last ones are done as in all_panels. */
 INLINE void one_token(enum cr_type type, float *y, const uint8_t *w, size_t row_bytes,
                       const struct cr_block_q8a *x, size_t rows, size_t n_groups)
 {
-    const size_t groups = (size_t)groups_of(type), size = block_bytes(type);
     const bool alone = rows < LANES;
-    for (size_t r = 0; r < rows;) { /* the last rows as in all_panels */
+    const size_t run = stream_length(rows, LANES, row_bytes);
+    for (size_t r = 0; r < run; r++) {
+        float sums[LANES];
+        const vf acc = rows_by_token(type, w + r * row_bytes, run * row_bytes, x, n_groups);
+        v_store_mask(sums, acc, v_lanes(0, LANES));
+        for (size_t i = 0; i < LANES; i++)
+            y[i * run + r] = sums[i];
+    }
+    for (size_t r = LANES * run; r < rows;) {
         const size_t first = alone || rows - r >= LANES ? r : rows - LANES;
-        const uint8_t *p = w + first * row_bytes, *next = p + LANES * row_bytes;
-        vf acc = v_zero();
-        for (size_t b = 0; b < n_groups; b += groups, p += size, next += LANES * size) {
-            bool last = b + groups == n_groups;
-            UNROLL for (size_t i = 0; i < LANES * size; i += 64)
-            {
-                __builtin_prefetch(next + i);
-            }
-            acc = add_block(type, acc, p, alone ? 0 : row_bytes, x + b, !last);
-        }
+        const size_t rb = alone ? 0 : row_bytes;
+        const vf acc = rows_by_token(type, w + first * row_bytes, rb, x, n_groups);
         v_store_mask(y + first, acc, alone ? v_lanes(0, 1) : v_lanes(r - first, LANES));
         r = alone ? r + 1 : first + LANES;
     }

@@ -245,8 +245,7 @@ INLINE void matmul_tiles(enum cr_type type, bool packed, float *y, size_t ldy, c
                 p.first[i] = r - early;
                 p.mask[i] = (__mmask16)(((1u << left) - 1) << early);
                 if (packed) {
-                    cr_load_panel_16(type, p.tiles[i], w + r / 16 * row_bytes, all, b,
-                                     b + j.n_blocks);
+                    cr_load_panel_16(type, p.tiles[i], w + r / 16 * row_bytes, b, b + j.n_blocks);
                     continue;
                 }
                 const uint8_t *block = w + p.first[i] * row_bytes + b * size;

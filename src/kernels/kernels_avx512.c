@@ -364,9 +364,9 @@ INLINE vf vi_float(enum cr_type type, vi v, const int32_t *sum)
 
 #include "kernels/packed.h" /* needs the operations above */
 
-/* Blocks [begin, end) of a panel of n_blocks, with signed codes. */
-INLINE void load_panel(enum cr_type type, struct tile *out, const uint8_t *panel, size_t n_blocks,
-                       size_t begin, size_t end)
+/* Blocks [begin, end) of a panel, with signed codes. */
+INLINE void load_panel(enum cr_type type, struct tile *out, const uint8_t *panel, size_t begin,
+                       size_t end)
 {
     const bool flipped = type == CR_Q8_0 || type == CR_IQ4_NL;
     const vi flip = _mm512_set1_epi8((char)PACKED_FLIP);
@@ -379,37 +379,37 @@ INLINE void load_panel(enum cr_type type, struct tile *out, const uint8_t *panel
             vi w = load_codes(type, codes, fifth, g % 4, g / 4);
             out->w[g] = flipped ? _mm512_xor_si512(w, flip) : _mm512_sub_epi8(w, less);
         }
-        load_scales(type, &out->d, &out->m, panel, b, n_blocks);
+        load_scales(type, &out->d, &out->m, panel, b);
     }
 }
 
-void cr_load_panel_16(enum cr_type type, struct tile *out, const uint8_t *panel, size_t n_blocks,
-                      size_t begin, size_t end)
+void cr_load_panel_16(enum cr_type type, struct tile *out, const uint8_t *panel, size_t begin,
+                      size_t end)
 {
     switch (type) {
     case CR_Q8_0:
-        load_panel(CR_Q8_0, out, panel, n_blocks, begin, end);
+        load_panel(CR_Q8_0, out, panel, begin, end);
         break;
     case CR_Q4_0:
-        load_panel(CR_Q4_0, out, panel, n_blocks, begin, end);
+        load_panel(CR_Q4_0, out, panel, begin, end);
         break;
     case CR_Q4_1:
-        load_panel(CR_Q4_1, out, panel, n_blocks, begin, end);
+        load_panel(CR_Q4_1, out, panel, begin, end);
         break;
     case CR_Q5_0:
-        load_panel(CR_Q5_0, out, panel, n_blocks, begin, end);
+        load_panel(CR_Q5_0, out, panel, begin, end);
         break;
     case CR_Q5_1:
-        load_panel(CR_Q5_1, out, panel, n_blocks, begin, end);
+        load_panel(CR_Q5_1, out, panel, begin, end);
         break;
     case CR_Q4_K:
-        load_panel(CR_Q4_K, out, panel, n_blocks, begin, end);
+        load_panel(CR_Q4_K, out, panel, begin, end);
         break;
     case CR_Q5_K:
-        load_panel(CR_Q5_K, out, panel, n_blocks, begin, end);
+        load_panel(CR_Q5_K, out, panel, begin, end);
         break;
     default:
-        load_panel(CR_IQ4_NL, out, panel, n_blocks, begin, end);
+        load_panel(CR_IQ4_NL, out, panel, begin, end);
     }
 }
 

@@ -53,8 +53,6 @@ INLINE void tile(int R, int T, const struct job *j)
         UNROLL for (int r = 0; r < R; r++)
         {
             const uint8_t *p = j->w + (size_t)r * j->row_bytes;
-            if (T == 1) /* the next rows: a single token waits for memory */
-                __builtin_prefetch(p + (size_t)R * j->row_bytes + 2 * i);
             __m512bh w = whole ? load_whole(p, i) : load(p, i, j->n);
             UNROLL for (int t = 0; t < T; t++)
             {
@@ -86,12 +84,38 @@ INLINE void rows_by_tokens(int T, struct job j, size_t rows)
     }
 }
 
+/* All rows by one token, in streams as in vector.h. */
+static void streams(struct job j, size_t rows)
+{
+    for (size_t run; (run = stream_length(rows, ROWS, j.row_bytes)) > 0; rows -= ROWS * run) {
+        float sums[ROWS];
+        struct job side = j;
+        side.y = sums;
+        side.row_bytes = run * j.row_bytes;
+        for (size_t r = 0; r < run; r++, side.w += j.row_bytes) {
+            tile(ROWS, 1, &side);
+            for (size_t i = 0; i < ROWS; i++)
+                j.y[i * run + r] = sums[i];
+        }
+        j.w += ROWS * run * j.row_bytes;
+        j.y += ROWS * run;
+    }
+    rows_by_tokens(1, j, rows);
+}
+
 /* Passes as in vector.h. */
 static void matmul_bf16(float *y, size_t ldy, const void *w, size_t row_bytes, const void *x,
                         size_t x_bytes, size_t rows, size_t n_tok, size_t n)
 {
     struct job j = {.ldy = ldy, .row_bytes = row_bytes, .x_bytes = x_bytes, .n = n};
     const size_t pass = rows_in_pass(row_bytes);
+    if (n_tok == 1) {
+        j.w = w;
+        j.x = x;
+        j.y = y;
+        streams(j, rows);
+        return;
+    }
     for (size_t r = 0; r < rows; r += pass) {
         const size_t some = rows - r < pass ? rows - r : pass;
         for (size_t t = 0, step; t < n_tok; t += step) {

@@ -18,9 +18,9 @@ INLINE size_t rows_in_pass(size_t row_bytes)
     return row_bytes <= ROOM / 4 ? ROOM / (row_bytes ? row_bytes : 1) / 4 * 4 : 4;
 }
 
-/* A single token waits for memory. A level with STREAMS reads for it several runs of rows or
- * panels, far apart and each in the order of memory, so that the processor looks ahead in all of
- * them. This is the length of `streams` runs in n pieces of some bytes, the rest being left for
+/* A single token waits for memory. Rows, and panels on a level with STREAMS, are read for it as
+ * several runs, far apart and each in the order of memory, so that the processor looks ahead in all
+ * of them. This is the length of `streams` runs in n pieces of some bytes, the rest being left for
  * later, such that they do not meet in a few sets of the first-level cache. */
 INLINE size_t stream_length(size_t n, size_t streams, size_t bytes)
 {

@@ -192,7 +192,7 @@ INLINE void many_token(enum cr_type type, int P, const struct ready *r, const st
 }
 
 /* Group b of the panel at w, from its packed form. */
-INLINE struct tile packed_group(enum cr_type type, const uint8_t *w, size_t b, size_t n_groups)
+INLINE struct tile packed_group(enum cr_type type, const uint8_t *w, size_t b)
 {
     const uint8_t *codes = w + codes_at(type, b);
     const vi fifth = vi_load(codes + (has_fifth(type) ? 4 * 4 * LANES : 0));
@@ -201,7 +201,7 @@ INLINE struct tile packed_group(enum cr_type type, const uint8_t *w, size_t b, s
     {
         t.w[i] = load_codes(type, codes, fifth, i % 4, i / 4);
     }
-    load_scales(type, &t.d, &t.m, w, b, n_groups);
+    load_scales(type, &t.d, &t.m, w, b);
     return t;
 }
 
@@ -212,7 +212,7 @@ INLINE void make_panel_ready(enum cr_type type, int P, struct ready *to, const s
     const size_t blocks = (size_t)groups_of(type);
     if (j->packed) {
         for (size_t b = begin; b < end; b++) {
-            struct tile t = packed_group(type, j->w + (size_t)p * j->row_bytes, b, j->n_groups);
+            struct tile t = packed_group(type, j->w + (size_t)p * j->row_bytes, b);
             make_ready(type, P, to, p, b - begin, &t);
         }
         return;

@@ -7,15 +7,13 @@
  *             8 vectors for Q8_0, else 4 of nibbles, whose high ones are the block's second half.
  *             For types of 5 bits one more: bit g of its byte k is the fifth of value 4g + k; for
  *             Q6_K two, one for each half: bits 2g and 2g + 1 of its byte k are the upper ones
- *     scales  d: n_blocks times LANES float16; then m, where the type has minima. K-types: for each
- *             8 blocks d, in Q4_K and Q5_K m, as float16, and 8 times two scales, or scale and
- *             minimum, as bytes
+ *     scales  after each block's codes: LANES float16 d; then as many m, where the type has minima.
+ *             K-types: before the codes of each 8 blocks d, in Q4_K and Q5_K m, as float16, and 8
+ *             times two scales, or scale and minimum, as bytes
  *
- * (a level with STREAMS keeps them together: each block's scales after its codes, those of 8 blocks
- * of a K-type before the codes) and is padded to whole cache lines; rows that a last panel lacks
- * are zeros. A level defines, before it includes this file, LANES, vf, vm and the operations
- * v_lanes, v_load_mask, v_store_mask, v_zero, v_set1, v_mul, v_fma of vector.h, v_load_f16,
- * v_store_f16, and
+ * and is padded to whole cache lines; rows that a last panel lacks are zeros. A level defines,
+ * before it includes this file, LANES, vf, vm and the operations v_lanes, v_load_mask,
+ * v_store_mask, v_zero, v_set1, v_mul, v_fma of vector.h, v_load_f16, v_store_f16, and
  *
  *     vi                       LANES integers; vi_load(p), vi_set4(p): 4 bytes to every lane
  *     vi_low(v) vi_high(v)     the nibbles of each byte
@@ -24,7 +22,7 @@
  *     vi_values(v)             the values of IQ4_NL's codes, with PACKED_FLIP
  *     vi_or vi_sub
  *     vi_start(type, &sum)     what a block's integer sum begins with; sum: of the activation's
- * codes vi_dot(type, acc, w, x)  acc + w x by bytes, four to a lane vi_float(type, v)        the
+ * codes vi_dot(type, acc, w, x)  acc + w x by bytes, four to a lane vi_float(type, v, &sum)  the
  * finished sum PACKED_FLIP              0x80 where codes of Q8_0 are stored unsigned, with 128
  * added PACKED_SIDE              tokens side by side, by two panels
  *
@@ -69,41 +67,31 @@ INLINE size_t scales_of_8(enum cr_type type)
     return groups_of(type) == 8 ? head_bytes(type) + 16 * (size_t)LANES : 8 * head_bytes(type);
 }
 
-INLINE size_t scales_bytes(enum cr_type type, size_t n_blocks)
+/* Bytes of a block, with its share of the scales. */
+INLINE size_t share_bytes(enum cr_type type)
 {
-    return n_blocks * scales_of_8(type) / 8;
+    return code_vectors(type) * 4 * LANES + scales_of_8(type) / 8;
 }
 
 /* Where the codes of block b begin in a panel. */
 INLINE size_t codes_at(enum cr_type type, size_t b)
 {
-    const size_t size = code_vectors(type) * 4 * LANES;
-    if (!STREAMS)
-        return b * size;
-    return b * size +
-           (groups_of(type) == 8 ? (b / 8 + 1) * scales_of_8(type) : b * head_bytes(type));
+    if (groups_of(type) == 8)
+        return b * code_vectors(type) * 4 * LANES + (b / 8 + 1) * scales_of_8(type);
+    return b * share_bytes(type);
 }
 
 /* Where its scales begin, or, in a K-type, those of 8 blocks. */
-INLINE size_t scales_at(enum cr_type type, size_t b, size_t n_blocks)
+INLINE size_t scales_at(enum cr_type type, size_t b)
 {
-    const size_t size = code_vectors(type) * 4 * LANES;
-    const bool eight = groups_of(type) == 8;
-    if (!STREAMS)
-        return n_blocks * size + (eight ? b / 8 * scales_of_8(type) : b * 2 * LANES);
-    return eight ? b / 8 * (8 * size + scales_of_8(type)) : (b + 1) * size + b * head_bytes(type);
-}
-
-/* From the scales of a block to its minima, where they lie apart. */
-INLINE size_t to_minima(size_t n_blocks)
-{
-    return (STREAMS ? 1 : n_blocks) * 2 * LANES;
+    if (groups_of(type) == 8)
+        return b / 8 * 8 * share_bytes(type);
+    return b * share_bytes(type) + code_vectors(type) * 4 * LANES;
 }
 
 static size_t panel_bytes(enum cr_type type, size_t n)
 {
-    size_t codes = n / CR_QK * code_vectors(type) * 4 * LANES;
-    return (codes + scales_bytes(type, n / CR_QK) + 63) / 64 * 64;
+    return (n / CR_QK * share_bytes(type) + 63) / 64 * 64;
 }
 
 /* The codes of a group for lane r. */
@@ -132,7 +120,7 @@ INLINE void pack_groups(enum cr_type type, uint8_t *dst, const uint8_t *w, size_
     const size_t groups = (size_t)groups_of(type), size = cr_type_info(type)->block_size;
     memset(dst, 0, panel_bytes(type, n));
     for (size_t b = 0; b < n_blocks; b++) {
-        uint8_t *to = dst + scales_at(type, b, n_blocks);
+        uint8_t *to = dst + scales_at(type, b);
         for (size_t r = 0; r < rows; r++) {
             const uint8_t *block = w + r * row_bytes + b / groups * size;
             struct group group;
@@ -150,7 +138,7 @@ INLINE void pack_groups(enum cr_type type, uint8_t *dst, const uint8_t *w, size_
             } else {
                 memcpy(to + 2 * r, block, 2);
                 if (has_minimum(type))
-                    memcpy(to + to_minima(n_blocks) + 2 * r, block + 2, 2);
+                    memcpy(to + 2 * (LANES + r), block + 2, 2);
             }
         }
     }
@@ -165,12 +153,12 @@ INLINE void pack_panel(enum cr_type type, uint8_t *dst, const uint8_t *w, size_t
     const uint32_t flip = type == CR_Q8_0 ? PACKED_FLIP * 0x01010101u : 0;
     memset(dst, 0, panel_bytes(type, n));
     for (size_t b = 0; b < n_blocks; b++) {
-        uint8_t *codes = dst + codes_at(type, b), *scales = dst + scales_at(type, b, n_blocks);
+        uint8_t *codes = dst + codes_at(type, b), *scales = dst + scales_at(type, b);
         for (size_t r = 0; r < rows; r++) {
             const uint8_t *block = w + r * row_bytes + b * size;
             memcpy(scales + 2 * r, block, 2);
             if (head == 4)
-                memcpy(scales + to_minima(n_blocks) + 2 * r, block + 2, 2);
+                memcpy(scales + 2 * (LANES + r), block + 2, 2);
             UNROLL for (size_t g = 0; g < vectors; g++)
             {
                 uint32_t four;
@@ -210,26 +198,24 @@ struct packed_job {
     bool ask;     /* for the next panels: these come from memory, and are used by few tokens */
 };
 
-/* Few tokens wait for memory, and the processor looks ahead no further than a small page: so block
- * b of a later panel and its scales are asked for. Past the end it does no harm. */
-INLINE void prefetch_block(enum cr_type type, const uint8_t *panel, size_t b, size_t n_blocks)
+/* Few tokens wait for memory, and the processor looks ahead no further than a small page: so what
+ * lies AHEAD of block b is asked for; in the next of those panels, where this one ends before. Past
+ * the end it does no harm. */
+INLINE void ask_ahead(enum cr_type type, int P, const uint8_t *panel, size_t b, size_t bytes)
 {
-    const uint8_t *codes = panel + codes_at(type, b);
-    const uint8_t *scales = panel + scales_at(type, b, n_blocks);
-    UNROLL for (size_t i = 0; i < code_vectors(type) * 4 * LANES; i += 64)
+    enum { AHEAD = 7232 };
+    const size_t at = b * share_bytes(type) + AHEAD;
+    panel += at + (at < bytes ? 0 : (size_t)(P - 1) * bytes);
+    UNROLL for (size_t i = 0; i < share_bytes(type); i += 64)
     {
-        __builtin_prefetch(codes + i);
+        __builtin_prefetch(panel + i);
     }
-    __builtin_prefetch(scales);
-    if (has_minimum(type) && groups_of(type) == 1)
-        __builtin_prefetch(scales + to_minima(n_blocks));
 }
 
 /* Scales and minima of block b of the panel at p; both halves' scales in Q6_K. */
-INLINE void load_scales(enum cr_type type, vf *d, vf *m, const uint8_t *p, size_t b,
-                        size_t n_blocks)
+INLINE void load_scales(enum cr_type type, vf *d, vf *m, const uint8_t *p, size_t b)
 {
-    p += scales_at(type, b, n_blocks);
+    p += scales_at(type, b);
     if (groups_of(type) == 8) {
         const int8_t *bytes = (const int8_t *)p + head_bytes(type) + 2 * (b % 8) * LANES;
         *d = v_load_f16((const void *)p);
@@ -239,7 +225,7 @@ INLINE void load_scales(enum cr_type type, vf *d, vf *m, const uint8_t *p, size_
         return;
     }
     *d = v_load_f16((const void *)p);
-    *m = has_minimum(type) ? v_load_f16((const void *)(p + to_minima(n_blocks))) : v_zero();
+    *m = has_minimum(type) ? v_load_f16((const void *)(p + 2 * LANES)) : v_zero();
 }
 
 /* The codes of columns 4 g .. 4 g + 3, and 16 on in the second half. */
@@ -301,7 +287,7 @@ INLINE void packed_tile(enum cr_type type, int P, int T, const struct packed_job
         if (j->ask) {
             UNROLL for (int p = 0; p < P; p++)
             {
-                prefetch_block(type, j->w + (size_t)(P + p) * bytes, b, n_blocks);
+                ask_ahead(type, P, j->w + (size_t)p * bytes, b, bytes);
             }
         }
         UNROLL for (int part = 0; part < parts; part++)
@@ -334,7 +320,7 @@ INLINE void packed_tile(enum cr_type type, int P, int T, const struct packed_job
             }
             UNROLL for (int p = 0; part == 0 && p < P; p++)
             {
-                load_scales(type, &d[p], &m[p], j->w + (size_t)p * bytes, b, n_blocks);
+                load_scales(type, &d[p], &m[p], j->w + (size_t)p * bytes, b);
             }
             UNROLL for (int t = 0; t < T; t++)
             {

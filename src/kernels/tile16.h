@@ -20,9 +20,9 @@ struct tile {
     __m512 d, m;
 };
 
-/* Blocks [begin, end) of a panel of n_blocks, as packed.h lays it out, with signed codes. */
-void cr_load_panel_16(enum cr_type type, struct tile *out, const uint8_t *panel, size_t n_blocks,
-                      size_t begin, size_t end);
+/* Blocks [begin, end) of a panel, as packed.h lays it out, with signed codes. */
+void cr_load_panel_16(enum cr_type type, struct tile *out, const uint8_t *panel, size_t begin,
+                      size_t end);
 
 /* The operand of LDTILECFG. */
 struct tile_config {

@@ -77,8 +77,6 @@ INLINE void float_step(enum cr_type type, enum cr_type x_type, int R, int T,
     UNROLL for (int r = 0; r < R; r++)
     {
         const uint8_t *p = f->w + (size_t)r * f->row_bytes + size * i;
-        if (T == 1 && !STREAMS) /* the next rows: a single token waits for memory */
-            __builtin_prefetch(p + (size_t)R * f->row_bytes);
         vf w = part ? load_last(type, p, part) : load_values(type, p);
         UNROLL for (int t = 0; t < T; t++)
         {
@@ -245,7 +243,7 @@ INLINE void matmul_floats(enum cr_type type, float *y, size_t ldy, const void *w
         return;
     }
     const enum cr_type x_type = type == CR_BF16 ? CR_BF16 : CR_F32;
-    if (STREAMS && n_tok == 1) {
+    if (n_tok == 1) {
         float_streams(type, x_type, f, rows);
         return;
     }
