@@ -239,12 +239,12 @@ static void each_part(cr_session *s, size_t begin, size_t end, int thread,
     }
 }
 
-static void multiply(cr_session *s, const struct part *p, size_t begin, size_t end, int thread)
+/* Rows [begin, end) of a part by all tokens. */
+static void multiply_rows(cr_session *s, const struct part *p, size_t begin, size_t end)
 {
     const struct cr_matrix *w = p->w;
     size_t x_bytes;
     const void *x = input_for(s, w->type, &x_bytes);
-    ask_for_b(s, p, begin, end);
     const char *rows = (const char *)w->data + begin * w->row_bytes;
     size_t row_bytes = w->row_bytes;
     if (w->packed) { /* begin is a multiple of ROW_GRAIN, so it begins a panel */
@@ -253,10 +253,27 @@ static void multiply(cr_session *s, const struct part *p, size_t begin, size_t e
     }
     (w->packed ? s->k->matmul_packed : s->k->matmul)[w->type](
         p->y + begin, (size_t)w->n_out, rows, row_bytes, x, x_bytes, end - begin, s->n, s->n_in);
-    if (s->stack)
-        cr_threads_await(&s->stack_ready);
-    if (s->max_rank)
-        add_delta(s, p, begin, end, thread);
+}
+
+/* Rows that get their deltas as soon as they are multiplied, so that the outputs of many tokens are
+ * still near: whole groups of the panels that a kernel takes side by side. */
+static size_t rows_at_once(const cr_session *s)
+{
+    return s->k->panel_rows == 8 ? 48 : 64;
+}
+
+static void multiply(cr_session *s, const struct part *p, size_t begin, size_t end, int thread)
+{
+    const size_t step = s->max_rank && s->n > FEW_TOKENS ? rows_at_once(s) : end - begin;
+    ask_for_b(s, p, begin, end);
+    for (size_t r = begin; r < end; r += step) {
+        const size_t to = end - r < step ? end : r + step;
+        multiply_rows(s, p, r, to);
+        if (s->stack)
+            cr_threads_await(&s->stack_ready);
+        if (s->max_rank)
+            add_delta(s, p, r, to, thread);
+    }
 }
 
 /* The piece of the stack that lies in rows [begin, end): who finishes the last one quantises. */

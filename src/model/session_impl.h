@@ -24,6 +24,7 @@ enum {
     TMP_ROWS = 256, /* rows and tokens of a delta's product before it is added */
     TMP_TOKENS = 16,
     LOW_TOKENS = 18,        /* by all ranks of a stack, they fit the same memory */
+    FEW_TOKENS = 16,        /* whose outputs stay near anyway */
     HEADS = 4,              /* of one kv head, side by side */
     CR_MAX_HEAD_DIM = 1024, /* for a cache of 8 bits */
     SIDE = 4                /* tokens that attend side by side where they see the same cells */
