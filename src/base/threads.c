@@ -6,8 +6,13 @@
  * processor for a while, and the others do its share. Workers spin for a moment between rounds and
  * then sleep on a futex.
  *
- * `claim` holds the number of the round above the count of pieces left, in one word: a worker that
- * comes late cannot take a piece of a round that is over, or of another than whose fields it reads.
+ * The caller and every other worker take the first half of the pieces in order, the rest the second
+ * half, and then what the others left: of two threads each reads memory in its order, and what it
+ * asks for ahead of a piece is its own.
+ *
+ * `claim` holds the number of the round above the counts of pieces left in both halves, in one
+ * word: a worker that comes late cannot take a piece of a round that is over, or of another than
+ * whose fields it reads.
  */
 #include "base/threads.h"
 
@@ -31,7 +36,7 @@ struct cr_threads {
     pthread_t threads[CR_MAX_THREADS];
     pthread_mutex_t turn; /* one round at a time */
     atomic_uint generation, done, next_id, sleepers;
-    atomic_uint_fast64_t claim; /* round << 32 | pieces left */
+    atomic_uint_fast64_t claim; /* round << 32 | pieces left: in the first half << 16 | second */
     unsigned n_pieces;
     atomic_bool stop, waits; /* waits: the caller sleeps until all is done */
     cr_rows_fn *fn;
@@ -58,20 +63,27 @@ static void pause_cpu(void)
 #endif
 }
 
+/* Pieces of the first half. */
+static unsigned first_half(unsigned n_pieces)
+{
+    return n_pieces - n_pieces / 2;
+}
+
 /* Works on pieces of this round until none is left. */
 static void do_pieces(cr_threads *t, unsigned round, int id)
 {
     unsigned mine = 0, n = 0;
     for (;;) {
         uint_fast64_t claim = atomic_load(&t->claim);
-        unsigned left = (unsigned)claim;
-        if (claim >> 32 != round || left == 0)
+        const unsigned first = (unsigned)claim >> 16, second = (unsigned)claim & 0xffff;
+        const bool from_second = second && (id % 2 || !first);
+        if (claim >> 32 != round || !(first || second))
             break;
-        if (!atomic_compare_exchange_weak(&t->claim, &claim, claim - 1))
+        if (!atomic_compare_exchange_weak(&t->claim, &claim, claim - (from_second ? 1 : 1 << 16)))
             continue;
         /* the round cannot end before this piece is counted, so its fields stay */
         n = t->n_pieces;
-        size_t begin = (n - left) * t->piece;
+        size_t begin = (from_second ? n - second : first_half(n) - first) * t->piece;
         size_t end = begin + t->piece < t->n_rows ? begin + t->piece : t->n_rows;
         t->fn(t->ud, begin, end, id);
         mine++;
@@ -137,8 +149,8 @@ enum cr_status cr_threads_new(cr_threads **out, int n, struct cr_error *err)
 
 static void begin_round(cr_threads *t)
 {
-    unsigned round = atomic_load(&t->generation) + 1;
-    atomic_store(&t->claim, (uint_fast64_t)round << 32 | t->n_pieces);
+    const unsigned round = atomic_load(&t->generation) + 1, n = t->n_pieces;
+    atomic_store(&t->claim, (uint_fast64_t)round << 32 | first_half(n) << 16 | n / 2);
     atomic_store(&t->generation, round);
     if (atomic_load(&t->sleepers))
         futex_wake(&t->generation);
@@ -191,11 +203,11 @@ static void run(cr_threads *t, size_t n_rows, size_t piece, cr_rows_fn *fn, void
     pthread_mutex_unlock(&t->turn);
 }
 
-/* The smallest piece, a multiple of the grain, that makes no more pieces than fit 32 bits. */
+/* The smallest piece, a multiple of the grain, that makes no more pieces than fit `claim`. */
 static size_t fitting(size_t n_rows, size_t grain)
 {
     grain = grain ? grain : 1;
-    return (n_rows >> 30) / grain * grain + grain;
+    return (n_rows >> 16) / grain * grain + grain;
 }
 
 /* Rows of a piece, such that n threads of one speed end together: of the counts of pieces that do

@@ -54,14 +54,6 @@ struct job {
     int32_t (*sums)[PANEL * SUMS]; /* by token */
 };
 
-/* Single tokens wait for memory: the weights come from there but once. The processor follows one
- * stream of addresses well, but not one for each of LANES rows. Past the end it does no harm. */
-INLINE void prefetch(const uint8_t *p, size_t size)
-{
-    for (size_t i = 0; i < size; i += 64)
-        __builtin_prefetch(p + i);
-}
-
 /* LANES rows by the tokens t0 .. t0 + T - 1. */
 INLINE void side_by_side(enum cr_type type, int T, const struct job *j, size_t t0)
 {
@@ -85,9 +77,9 @@ INLINE void side_by_side(enum cr_type type, int T, const struct job *j, size_t t
         for (size_t b = 0; b < j->n_groups; b += groups, w += j->block_size) {
             struct tile tile[MAX_GROUPS];
             for (; j->n_tok > 1 && ahead < LANES && ahead <= b; ahead++)
-                prefetch(next + ahead * j->row_bytes, n_blocks * j->block_size);
+                ask_for(next + ahead * j->row_bytes, n_blocks * j->block_size);
             if (j->n_tok == 1 && !j->stream) { /* as much of the next panel as of this one */
-                prefetch(next, LANES * j->block_size);
+                ask_for(next, LANES * j->block_size);
                 next += LANES * j->block_size;
             }
             load_tiles(type, tile, w, j->row_bytes);
@@ -165,44 +157,21 @@ INLINE void all_panels(enum cr_type type, struct job j, size_t rows)
 }
 
 #if defined(CR_READS_ROWS)
-/* LANES rows rb bytes apart by one token, each asked for AHEAD of what is multiplied. */
-INLINE vf rows_by_token(enum cr_type type, const uint8_t *p, size_t rb,
-                        const struct cr_block_q8a *x, size_t n_groups)
-{
-    enum { AHEAD = 512 };
-    const size_t groups = (size_t)groups_of(type), size = block_bytes(type);
-    vf acc = v_zero();
-    for (size_t b = 0; b < n_groups; b += groups, p += size) {
-        UNROLL for (size_t i = 0; i < LANES; i++)
-        {
-            UNROLL for (size_t k = 0; k < size; k += 64)
-            {
-                __builtin_prefetch(p + i * rb + AHEAD + k);
-            }
-        }
-        acc = add_block(type, acc, p, rb, x + b, b + groups < n_groups);
-    }
-    return acc;
-}
-
-/* One token: the tiles would be used but once. A lane has a run of rows, as long as there are
- * rows for all; the last ones are done as in all_panels. */
+/* One token: the tiles would be used but once. Meanwhile what is read next is asked for. */
 INLINE void one_token(enum cr_type type, float *y, const uint8_t *w, size_t row_bytes,
                       const struct cr_block_q8a *x, size_t rows, size_t n_groups)
 {
+    const size_t groups = (size_t)groups_of(type), size = block_bytes(type);
+    const size_t ahead = LANES * row_bytes > FAR_AHEAD ? LANES * row_bytes : FAR_AHEAD;
     const bool alone = rows < LANES;
-    const size_t run = stream_length(rows, LANES, row_bytes);
-    for (size_t r = 0; r < run; r++) {
-        float sums[LANES];
-        const vf acc = rows_by_token(type, w + r * row_bytes, run * row_bytes, x, n_groups);
-        v_store_mask(sums, acc, v_lanes(0, LANES));
-        for (size_t i = 0; i < LANES; i++)
-            y[i * run + r] = sums[i];
-    }
-    for (size_t r = LANES * run; r < rows;) {
+    for (size_t r = 0; r < rows;) { /* the last rows as in all_panels */
         const size_t first = alone || rows - r >= LANES ? r : rows - LANES;
-        const size_t rb = alone ? 0 : row_bytes;
-        const vf acc = rows_by_token(type, w + first * row_bytes, rb, x, n_groups);
+        const uint8_t *p = w + first * row_bytes, *next = p + ahead;
+        vf acc = v_zero();
+        for (size_t b = 0; b < n_groups; b += groups, p += size, next += LANES * size) {
+            const bool last = b + groups == n_groups;
+            acc = add_block(type, acc, p, alone ? 0 : row_bytes, x + b, !last, next);
+        }
         v_store_mask(y + first, acc, alone ? v_lanes(0, 1) : v_lanes(r - first, LANES));
         r = alone ? r + 1 : first + LANES;
     }

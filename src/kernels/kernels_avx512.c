@@ -104,14 +104,15 @@ INLINE void multiply(enum cr_type type, int T, vf *acc, const struct tile *tile,
 
 #define CR_READS_ROWS
 INLINE vf add_block(enum cr_type type, vf acc, const uint8_t *p, size_t rb,
-                    const struct cr_block_q8a *x, bool more)
+                    const struct cr_block_q8a *x, bool more, const uint8_t *next)
 {
+    if (type == CR_Q6_K)
+        return add_k6(acc, p, rb, x, next);
+    if (type == CR_Q4_K || type == CR_Q5_K)
+        return add_k4(type, acc, p, rb, x, next);
+    ask_for(next, LANES * block_bytes(type));
     if (type == CR_Q8_0)
         return add_q8_0(acc, p, rb, x);
-    if (type == CR_Q6_K)
-        return add_k6(acc, p, rb, x);
-    if (type == CR_Q4_K || type == CR_Q5_K)
-        return add_k4(type, acc, p, rb, x);
     if (more && type != CR_Q5_0 && type != CR_Q5_1)
         return add_small(type, acc, p, rb, x, -sum_factor(type));
     const struct tile tile = load_tile_16(type, p, rb, false);

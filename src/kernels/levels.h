@@ -18,14 +18,25 @@ INLINE size_t rows_in_pass(size_t row_bytes)
     return row_bytes <= ROOM / 4 ? ROOM / (row_bytes ? row_bytes : 1) / 4 * 4 : 4;
 }
 
-/* A single token waits for memory. Rows, and panels on a level with STREAMS, are read for it as
- * several runs, far apart and each in the order of memory, so that the processor looks ahead in all
- * of them. This is the length of `streams` runs in n pieces of some bytes, the rest being left for
- * later, such that they do not meet in a few sets of the first-level cache. */
+/* A single token waits for memory. Rows of floats, and blocks and panels on a level with STREAMS,
+ * are read for it as several runs, far apart and each in the order of memory, so that the processor
+ * looks ahead in all of them. This is the length of `streams` runs in n pieces of some bytes, the
+ * rest being left for later, such that they do not meet in a few sets of the first-level cache. */
 INLINE size_t stream_length(size_t n, size_t streams, size_t bytes)
 {
     const size_t run = n / streams;
     return run > 1 && (run * bytes + 256) % 2048 < 512 ? run - 1 : run;
+}
+
+/* Where a token has one run, what lies FAR_AHEAD is asked for, a little at a time: the processor
+ * looks ahead no further than a small page, and waits where much is asked for at once. Past the end
+ * of all weights it does no harm. */
+enum { FAR_AHEAD = 7232 };
+
+INLINE void ask_for(const uint8_t *p, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 64)
+        __builtin_prefetch(p + i);
 }
 
 extern const struct cr_kernels cr_kernels_ref;

@@ -198,18 +198,12 @@ struct packed_job {
     bool ask;     /* for the next panels: these come from memory, and are used by few tokens */
 };
 
-/* Few tokens wait for memory, and the processor looks ahead no further than a small page: so what
- * lies AHEAD of block b is asked for; in the next of those panels, where this one ends before. Past
- * the end it does no harm. */
+/* Few tokens wait for memory: what lies FAR_AHEAD of block b is asked for; in the next of those
+ * panels, where this one ends before. */
 INLINE void ask_ahead(enum cr_type type, int P, const uint8_t *panel, size_t b, size_t bytes)
 {
-    enum { AHEAD = 7232 };
-    const size_t at = b * share_bytes(type) + AHEAD;
-    panel += at + (at < bytes ? 0 : (size_t)(P - 1) * bytes);
-    UNROLL for (size_t i = 0; i < share_bytes(type); i += 64)
-    {
-        __builtin_prefetch(panel + i);
-    }
+    const size_t at = b * share_bytes(type) + FAR_AHEAD;
+    ask_for(panel + at + (at < bytes ? 0 : (size_t)(P - 1) * bytes), share_bytes(type));
 }
 
 /* Scales and minima of block b of the panel at p; both halves' scales in Q6_K. */

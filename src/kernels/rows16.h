@@ -118,9 +118,11 @@ INLINE void add_bits(__m512i w[8], const __m512i bits[8], int shift, int mask)
     }
 }
 
+/* acc + a block of each row. As much is asked for at `next`. */
 INLINE __m512 add_k4(enum cr_type type, __m512 acc, const uint8_t *p, size_t rb,
-                     const struct cr_block_q8a *x)
+                     const struct cr_block_q8a *x, const uint8_t *next)
 {
+    const size_t part = 2 * block_bytes(type);
     const struct k4_scales k = load_k4_scales(p, rb);
     const uint8_t *codes = p + (type == CR_Q5_K ? 48 : 16);
     __m512i v[8], w[8], fifth[8];
@@ -128,6 +130,7 @@ INLINE __m512 add_k4(enum cr_type type, __m512 acc, const uint8_t *p, size_t rb,
         load_wide(fifth, p + 16, rb);
     UNROLL for (int j = 0; j < 8; j++)
     {
+        ask_for(next + (size_t)j * part, part);
         if (j % 2 == 0)
             load_wide(v, codes + 16 * (size_t)j, rb);
         low_nibbles(w, v, j % 2);
@@ -139,13 +142,16 @@ INLINE __m512 add_k4(enum cr_type type, __m512 acc, const uint8_t *p, size_t rb,
     return acc;
 }
 
-INLINE __m512 add_k6(__m512 acc, const uint8_t *p, size_t rb, const struct cr_block_q8a *x)
+INLINE __m512 add_k6(__m512 acc, const uint8_t *p, size_t rb, const struct cr_block_q8a *x,
+                     const uint8_t *next)
 {
+    const size_t part = 2 * block_bytes(CR_Q6_K);
     const __m512 d = widen_scales(_mm512_srli_epi32(load_dwords(p + 206, rb), 16));
     __m512i s[4], v[2][8], h[8], w[8];
     transpose_16x16(s, p + 192, rb);
     UNROLL for (int j = 0; j < 8; j++)
     {
+        ask_for(next + (size_t)j * part, part);
         if (j % 4 == 0) {
             load_wide(h, p + 128 + 8 * (size_t)j, rb);
             load_wide(v[0], p + 16 * (size_t)j, rb);
