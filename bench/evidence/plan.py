@@ -37,7 +37,7 @@ def ship():
 
 
 def further(job, rates):
-    """Gradient steps from more starts and in chains; adapters of the tasks with clear licences tuned alike; option scores for routing."""
+    """Gradient steps from more starts, at more rates and in chains; adapters of the tasks with clear licences tuned alike; option scores for routing."""
     gentle = {"evals": [32], "front": [8], "anchor": [[3e-4, [8]]], "anchor_from": [], "anchor_front": [8], "score": ["REFINE 32 averaged with PICK", "one LoRA"]}
     library, lora = {"light": True, "lr": rates["library"], "worked": 8}, {"lr": rates["lora 1"], "worked": 5}
     for seed in (1, 2, 3):
@@ -49,6 +49,7 @@ def further(job, rates):
         job("lora 1", f"twlora-r-seed{seed}", **gentle, **lora, seed=seed, anchor_chains=[8])
     job("library", "rlib-seed1", light=True, lr=rates["library"], evals=[32], score=["REFINE 32"])
     for seed in (1, 2, 3):
+        job("lora N", f"anr-seed{seed}", lr=rates["lora N"], seed=seed, anchor=[[3e-4, [4, 8]], [1e-4, [4, 8]]])
         job("centroid", f"wcen-seed{seed}", lr=2e-3, worked=8, seed=seed, front=[8], light=True)
 
 

@@ -63,6 +63,7 @@ ROWS = [
     ("library: REFINE + 8 gentle steps", "lib", r"^REFINE \+ gradient lr 0.0003 steps 8$", "gradient steps"),
     ("one LoRA, r + gradient steps", "lora-r", r"^one LoRA \+ gradient", "gradient steps"),
     ("one LoRA, N r + gradient steps (the anchor)", "lora-nr", r"^one LoRA \+ gradient", "gradient steps"),
+    ("the same at gentle rates", "anr", r"^one LoRA \+ gradient", "gradient steps"),
 ]
 GROUPS = ["validation", "unseen", "mmlu", "unseen + mmlu", "pool"]
 
@@ -418,6 +419,9 @@ def tuned_table(res):
             ("clear licences: library with general weights, steps", ("twgen-clear", own + steps), "one LoRA r, steps", ("twlora-r-clear", lora + steps)),
             ("clear licences: library with general weights, steps", ("twgen-clear", own + steps), "the anchor of these tasks", ("lora-r-clear", lora + " + gradient lr 0.001 steps 4")),
             ("clear licences: library with general weights, no steps", ("wgen-clear", "REFINE 32 averaged with PICK" + FRONT), "the anchor of these tasks", ("lora-r-clear", lora + " + gradient lr 0.001 steps 4")),
+            ("trained without, none in front: library, 8 steps at 3e-4", ("lib", own + " + gradient lr 0.0003 steps 8"), "one LoRA N r, 8 steps at 1e-4", ("anr", lora + " + gradient lr 0.0001 steps 8")),
+            ("the same: one LoRA N r, 8 steps at 1e-4", ("anr", lora + " + gradient lr 0.0001 steps 8"), "the anchor, one LoRA r, 4 steps at 1e-3", ("lora-r", lora + " + gradient lr 0.001 steps 4")),
+            ("library, 8 steps in chains, 8 in front", ("twlib", own + chains), "one LoRA N r, 8 steps at 1e-4", ("anr", lora + " + gradient lr 0.0001 steps 8")),
             ("centroid pool, no steps", ("wcen", "centroid SOFTMAX" + FRONT), "one LoRA r, no steps", ("wlora-r", lora + FRONT))):
         x, y = (res.accuracy(cells_of(res, *c)) for c in (a, b))
         cell = lambda g: "%.1f | %s" % (res.macro(x, g)[0], difference(res.macro(x, g), res.macro(y, g)))
