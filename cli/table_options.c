@@ -126,7 +126,8 @@ const struct cr_option cr_options[] = {
     VALUE(PALETTE, EVAL, MODEL, 0, "palette", FILE, CR_OF_ENV, "FILE", NULL,
           "a palette as a row of its own"),
     VALUE(POOL, BLEND | EVAL, MODEL, 0, "pool", FILE, CR_OF_ENV, "POOL", NULL,
-          "the pool; blend takes the one beside the model without it"),
+          "the pool; without it blend takes the one beside the model, else one that comes with the "
+          "program"),
     VALUE(ADAPTER, WITH_DELTA | SERVE, MODEL, 0, "adapter", FILE, CR_OF_MANY, "FILE[:SCALE]", NULL,
           "LoRA (GGUF file or PEFT folder), times SCALE"),
     VALUE(PALETTE, SERVE, MODEL, 0, "palette", FILE, CR_OF_MANY, "FILE", NULL,
