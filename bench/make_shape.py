@@ -9,6 +9,7 @@ TYPE by llama.cpp's llama-quantize, with 32 rows of a matrix repeated: speed doe
 Needs the packages gguf and numpy.
 """
 import argparse
+import os
 import subprocess
 
 import gguf
@@ -70,8 +71,9 @@ def main():
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
     w.close()
+    out = os.path.abspath(a.out) # a name such as 1b-Q4_0.gguf would be read as the type 1
     for kind in a.quantize[1:]:
-        subprocess.run([a.quantize[0], a.out, a.out.replace(".gguf", f"-{kind}.gguf"), kind], check=True,
+        subprocess.run([a.quantize[0], out, out.replace(".gguf", f"-{kind}.gguf"), kind], check=True,
                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
