@@ -21,7 +21,7 @@
 
 enum {
     READ_BYTES = 1 << 28,  /* more than any cache */
-    READ_PIECE = 1 << 12,  /* floats of one call */
+    READ_ROW = 1 << 10,    /* floats */
     PEAK_ROUNDS = 1 << 21, /* some 10 ms of products in registers */
     LIMIT_ROUNDS = 5,
     MAX_ROUNDS = 1000,
@@ -67,36 +67,49 @@ static void speeds(struct times *t, double tokens, double out[3])
 struct reading {
     const struct cr_kernels *k;
     const float *from;
-    float sums[CR_MAX_THREADS];
+    float *sums, row[READ_ROW];
 };
 
-static void read_piece(void *ud, size_t begin, size_t end, int thread)
+/* As a token reads weights. */
+static void read_rows(void *ud, size_t begin, size_t end, int thread)
 {
+    (void)thread;
     struct reading *r = ud;
-    for (size_t i = begin; i < end; i++) {
-        const float *p = r->from + i * READ_PIECE;
-        r->sums[thread] += r->k->dot(p, p, READ_PIECE);
-    }
+    r->k->matmul[CR_F32](r->sums + begin, 0, r->from + begin * READ_ROW, sizeof r->row, r->row,
+                         sizeof r->row, end - begin, 1, READ_ROW);
+}
+
+/* In one run. */
+static void read_in_order(void *ud, size_t begin, size_t end, int thread)
+{
+    (void)thread;
+    struct reading *r = ud;
+    for (size_t i = begin; i < end; i++)
+        r->sums[i] = r->k->dot(r->from + i * READ_ROW, r->row, READ_ROW);
 }
 
 /* Reads memory in the kind of pages in which the weights lie. */
 static enum cr_status measure_reading(struct bench *b)
 {
     cr_model *m = b->setup.model;
-    size_t n = READ_BYTES / sizeof(float);
+    const size_t rows = READ_BYTES / sizeof(float) / READ_ROW;
     char *block = cr_alloc(READ_BYTES + CR_HUGE_PAGE, 1);
-    if (!block)
-        return cr_error_set(&b->err, CR_NO_MEMORY, "bench: no memory for %d bytes", READ_BYTES);
-    float *from = m->info.copy_bytes ? cr_huge_area(block, READ_BYTES) : (void *)block;
-    memset(from, 0, READ_BYTES);
-    struct reading r = {.k = m->k, .from = from};
-    for (int i = 0; i < LIMIT_ROUNDS; i++) {
+    struct reading r = {.k = m->k, .sums = cr_alloc0(rows, sizeof *r.sums)};
+    if (block && r.sums) {
+        float *from = m->info.copy_bytes ? cr_huge_area(block, READ_BYTES) : (void *)block;
+        memset(from, 0, READ_BYTES);
+        r.from = from;
+    }
+    for (int i = 0; r.from && i < 2 * LIMIT_ROUNDS; i++) {
         double start = cr_now();
-        cr_threads_run(m->threads, n / READ_PIECE, 1, read_piece, &r);
+        cr_threads_run(m->threads, rows, 64, i % 2 ? read_in_order : read_rows, &r);
         b->read_gb = fmax(b->read_gb, 1e-9 * READ_BYTES / (cr_now() - start));
     }
+    cr_free(r.sums);
     cr_free(block);
-    return CR_OK;
+    return r.from
+               ? CR_OK
+               : cr_error_set(&b->err, CR_NO_MEMORY, "bench: no memory for %d bytes", READ_BYTES);
 }
 
 static void multiply_piece(void *ud, size_t begin, size_t end, int thread)
