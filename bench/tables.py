@@ -71,14 +71,14 @@ def depth_table(a):
 
 def ours_together(model, threads, n):
     t, quiet = crayon_bench(model, threads, "--prefill", "1", "--decode", "64", "--depth", "128", "--sequences", str(n))
-    return {f"{n} sequences": t["decode_tokens_per_s"]}, quiet
+    return {f"sequences together {n}": t["decode_tokens_per_s"]}, quiet
 
 
 def peer_together(program, model, threads, n):
     out, _, _, quiet = run([program, "-m", model, "-t", str(threads), "-tb", str(threads), "-c", "2048", "-npp", "128",
                             "-ntg", "64", "-npl", str(n), "--output-format", "jsonl"], **HUGE)
     row = [json.loads(line) for line in out.splitlines() if line.startswith("{")][-1]
-    return {f"{n} sequences": row["speed_tg"]}, quiet
+    return {f"sequences together {n}": row["speed_tg"]}, quiet
 
 
 def sequences_table(a):
@@ -177,4 +177,5 @@ def main():
             f.write("\n")
 
 
-main()
+if __name__ == "__main__":
+    main()
