@@ -21,10 +21,11 @@
  *     vi_upper(v, g)           16 times bits 2g and 2g + 1 of each byte
  *     vi_values(v)             the values of IQ4_NL's codes, with PACKED_FLIP
  *     vi_or vi_sub
- *     vi_start(type, &sum)     what a block's integer sum begins with; sum: of the activation's
- * codes vi_dot(type, acc, w, x)  acc + w x by bytes, four to a lane vi_float(type, v, &sum)  the
- * finished sum PACKED_FLIP              0x80 where codes of Q8_0 are stored unsigned, with 128
- * added PACKED_SIDE              tokens side by side, by two panels
+ *     vi_start(type, &sum)     what an integer sum begins with; sum: of the activation's codes
+ *     vi_dot(type, acc, w, x)  acc + w x by bytes, four to a lane
+ *     vi_float(type, v, &sum)  the finished sum
+ *     PACKED_FLIP              0x80 where codes of Q8_0 are stored unsigned, with 128 added
+ *     PACKED_SIDE              tokens side by side, by two panels
  *
  * Every output adds its blocks in the order of kernels_ref.c, in its own lane. A level that defines
  * CR_MANY takes many tokens as many.h says; one with STREAMS a single token as levels.h says.
