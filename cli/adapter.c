@@ -13,7 +13,6 @@
 #include <string.h>
 #include <sys/stat.h>
 
-/* CR_F32, CR_F16 or CR_BF16 of --type. */
 int cr_cli_adapter_info(const struct cr_args *a)
 {
     return cr_info_print(a, a->rest[0], 1u << CR_INFO_LORA | 1u << CR_INFO_PEFT);

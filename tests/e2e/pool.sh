@@ -76,5 +76,5 @@ for bad in "x=pool.gguf:nothing" "x=none.gguf" "=one.gguf" "x" "base=one.gguf" "
 done
 "$CRAYON" eval -q --tasks . --against nothing 2>&1; echo "-> $?"
 "$CRAYON" eval -q 2>&1; echo "-> $?"
-cp "$DATA/../tests/data/stories260K.gguf" smollm2-135m-instruct-q4_1.gguf # another model under the name of one whose pool comes with the program
+cp "$HERE/../data/stories260K.gguf" smollm2-135m-instruct-q4_1.gguf # another model under the name of one whose pool comes with the program
 "$CRAYON" blend -m smollm2-135m-instruct-q4_1.gguf --examples colours.train.jsonl -o x.palette 2>&1 | sed -E 's|/[^ ]*/models/|MODELS/|g; s/[0-9a-f]{64}/HASH/g'; echo "-> ${PIPESTATUS[0]}"
